@@ -1,0 +1,32 @@
+/* SPDX-License-Identifier: MIT */
+#ifndef EXAMPLE_PARAMETERS_H
+#define EXAMPLE_PARAMETERS_H
+
+#include "volume.h"
+
+struct parameters {
+	struct volume_options volume;
+	const char *control; /* NULL: no socket */
+};
+
+/* nbdkit hands parameters over before there is a handle to keep them in, so they are global. */
+extern struct parameters parameters;
+
+/* nbdkit's .config and .config_complete: 0, or -1 after nbdkit_error() said what is wrong. */
+int parameters_set(const char *key, const char *value);
+int parameters_complete(void);
+void parameters_free(void);
+
+#define PARAMETERS_HELP                                                                         \
+	"[file=]PATH              (required) The file or block device to serve.\n"              \
+	"chunk-size=SIZE          Unit of copying, a power of two (default 4K).\n"              \
+	"store=memory|FILE        Where preimages go (default memory).\n"                       \
+	"store-limit=SIZE         Most that the store may hold. A new FILE gets this size\n"    \
+	"                         (default: the size of the volume).\n"                         \
+	"on-full=invalidate|fail|wait   What happens when it is full: the snapshot becomes\n"   \
+	"                         invalid (default), the write fails, or the write waits and\n" \
+	"                         then the snapshot becomes invalid.\n"                         \
+	"on-full-wait=SECONDS     How long it waits (default 30).\n"                            \
+	"control=PATH             Make a Unix socket for take, drop, list, status, help."
+
+#endif

@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * nbdkit-cowsnap-plugin: serves a file as an NBD volume through cowsnap. What nbdkit calls is here;
+ * the parameters are in parameters.c, the volume is in volume.c, the control socket in control.c.
+ *
+ * Export "" is the live volume, export @NAME the snapshot of that name, read-only.
+ *
+ * Life: .get_ready opens everything once and closes it again, as that is the last moment at which a
+ * mistake can be shown to the user. nbdkit then goes into the background with fork(), and neither
+ * threads nor a context may cross that. So .after_fork opens for good.
+ */
+#define NBDKIT_API_VERSION 2
+#define THREAD_MODEL       NBDKIT_THREAD_MODEL_PARALLEL
+
+#include "control.h"
+#include "parameters.h"
+#include "volume.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <nbdkit-plugin.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* What .open gives a connection. */
+struct connection {
+	struct connection *next;
+	struct cowsnap_snapshot *snapshot; /* a reference; NULL: the live volume */
+};
+
+static struct volume volume;
+static struct control *control;
+static bool volume_is_open;
+
+/* nbdkit does not call .close for connections that are open when it is told to end, but their
+ * references would keep the store from being closed. Under volume.lock. */
+static struct connection *connections;
+
+/* ---- Start ---------------------------------------------------------------------------------- */
+
+static int cowsnap_get_ready(void)
+{
+	if (volume_open(&volume, &parameters.volume) != 0)
+		return -1;
+	volume_close(&volume);
+	if (parameters.control == NULL)
+		return 0;
+	return control_listen(parameters.control, &control) == 0 ? 0 : -1;
+}
+
+static int cowsnap_after_fork(void)
+{
+	int error;
+
+	if (volume_open(&volume, &parameters.volume) != 0)
+		return -1;
+	volume_is_open = true;
+	if (control == NULL)
+		return 0;
+	error = control_start(control, &volume);
+	if (error != 0)
+		nbdkit_error("control=%s: no thread: %s", parameters.control, strerror(-error));
+	return error == 0 ? 0 : -1;
+}
+
+/* ---- Exports and connections ---------------------------------------------------------------- */
+
+static int cowsnap_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
+{
+	const struct named_snapshot *entry;
+	int result = nbdkit_add_export(exports, "", "the live volume");
+
+	(void)readonly;
+	(void)is_tls;
+	pthread_mutex_lock(&volume.lock);
+	for (entry = volume.snapshots; entry != NULL && result == 0; entry = entry->next) {
+		char name[SNAPSHOT_NAME_MAX + 2] = "@";
+
+		strcpy(name + 1, entry->name);
+		result = nbdkit_add_export(exports, name, "snapshot, read-only");
+	}
+	pthread_mutex_unlock(&volume.lock);
+	return result;
+}
+
+static const char *cowsnap_default_export(int readonly, int is_tls)
+{
+	(void)readonly;
+	(void)is_tls;
+	return "";
+}
+
+static struct cowsnap_snapshot *find_export(const char *name)
+{
+	struct cowsnap_snapshot *snapshot = *name == '@' ? volume_find(&volume, name + 1) : NULL;
+
+	if (snapshot == NULL)
+		nbdkit_error("no export \"%s\": it is \"\" for the live volume or @NAME for a "
+			     "snapshot",
+			name);
+	return snapshot;
+}
+
+static void *cowsnap_open(int readonly)
+{
+	const char *name = nbdkit_export_name();
+	struct connection *connection;
+
+	(void)readonly;
+	if (name == NULL)
+		return NULL;
+	connection = calloc(1, sizeof(*connection));
+	if (connection == NULL) {
+		nbdkit_error("calloc: %s", strerror(errno));
+		return NULL;
+	}
+	if (*name != '\0') {
+		connection->snapshot = find_export(name);
+		if (connection->snapshot == NULL) {
+			free(connection);
+			return NULL;
+		}
+	}
+	pthread_mutex_lock(&volume.lock);
+	connection->next = connections;
+	connections = connection;
+	volume.connections++;
+	pthread_mutex_unlock(&volume.lock);
+	return connection;
+}
+
+static void cowsnap_close(void *handle)
+{
+	struct connection *connection = handle;
+	struct connection **link = &connections;
+
+	pthread_mutex_lock(&volume.lock);
+	while (*link != connection)
+		link = &(*link)->next;
+	*link = connection->next;
+	volume.connections--;
+	pthread_mutex_unlock(&volume.lock);
+	cowsnap_snapshot_unref(connection->snapshot);
+	free(connection);
+}
+
+static int64_t cowsnap_get_size(void *handle)
+{
+	const struct connection *connection = handle;
+	struct cowsnap_snapshot_info info;
+
+	if (connection->snapshot == NULL)
+		return (int64_t)cowsnap_device_size(volume.device);
+	if (cowsnap_snapshot_info(connection->snapshot, &info, sizeof(info)) != 0)
+		return -1;
+	return (int64_t)info.size_bytes;
+}
+
+static int is_live(void *handle)
+{
+	const struct connection *connection = handle;
+
+	return connection->snapshot == NULL;
+}
+
+static int cowsnap_block_size(
+	void *handle, uint32_t *minimum, uint32_t *preferred, uint32_t *maximum)
+{
+	(void)handle;
+	*minimum = 1;
+	*preferred = 4096;
+	*maximum = 0xffffffff;
+	return 0;
+}
+
+/* ---- Requests ------------------------------------------------------------------------------- */
+
+/* NBD knows few errors and nbdkit turns all others into EINVAL, which would blame the client. */
+static int nbd_error(int error)
+{
+	switch (error) {
+	case -EINVAL:
+	case -ENOMEM:
+	case -ENOSPC:
+	case -EPERM:
+	case -EROFS:
+		return -error;
+	default:
+		return EIO; /* a snapshot that was dropped or became invalid, too */
+	}
+}
+
+static int finish(const char *what, int error, uint64_t offset, uint32_t length)
+{
+	if (error == 0)
+		return 0;
+	nbdkit_error("%s of %" PRIu32 " bytes at %" PRIu64 ": %s", what, length, offset,
+		error == -EIDRM    ? "the snapshot was dropped"
+		: error == -ESTALE ? "the snapshot is invalid"
+				   : strerror(-error));
+	nbdkit_set_error(nbd_error(error));
+	return -1;
+}
+
+static int cowsnap_pread(
+	void *handle, void *buffer, uint32_t length, uint64_t offset, uint32_t flags)
+{
+	const struct connection *connection = handle;
+	int error;
+
+	(void)flags;
+	if (connection->snapshot != NULL)
+		error = cowsnap_snapshot_read(connection->snapshot, buffer, offset, length);
+	else
+		error = cowsnap_device_read(volume.device, buffer, offset, length);
+	return finish("read", error, offset, length);
+}
+
+static int cowsnap_pwrite(
+	void *handle, const void *buffer, uint32_t length, uint64_t offset, uint32_t flags)
+{
+	struct cowsnap_op op;
+	int error = cowsnap_write_begin(volume.origin, COWSNAP_WRITE, offset, length, &op);
+
+	(void)handle;
+	(void)flags; /* nbdkit follows FUA with a flush */
+	if (error == 0) {
+		error = cowsnap_device_write(volume.device, buffer, offset, length);
+		cowsnap_write_end(&op);
+	}
+	return finish("write", error, offset, length);
+}
+
+static int cowsnap_flush(void *handle, uint32_t flags)
+{
+	(void)handle;
+	(void)flags;
+	return finish("flush", cowsnap_device_flush(volume.device), 0, 0);
+}
+
+static int cowsnap_trim(void *handle, uint32_t length, uint64_t offset, uint32_t flags)
+{
+	struct cowsnap_op op;
+	int error = cowsnap_write_begin(volume.origin, COWSNAP_DISCARD, offset, length, &op);
+
+	(void)handle;
+	(void)flags;
+	if (error == 0) {
+		error = cowsnap_device_discard(volume.device, offset, length);
+		cowsnap_write_end(&op);
+	}
+	return finish("trim", error, offset, length);
+}
+
+static int cowsnap_zero(void *handle, uint32_t length, uint64_t offset, uint32_t flags)
+{
+	struct cowsnap_op op;
+	int error;
+
+	(void)handle;
+	/* A client that wants no hole gets zeroes written: nbdkit does that after this error. */
+	if ((flags & NBDKIT_FLAG_MAY_TRIM) == 0) {
+		nbdkit_set_error(EOPNOTSUPP);
+		return -1;
+	}
+	error = cowsnap_write_begin(volume.origin, COWSNAP_WRITE_ZEROES, offset, length, &op);
+	if (error == 0) {
+		error = cowsnap_device_zero(volume.device, offset, length);
+		cowsnap_write_end(&op);
+	}
+	return finish("zero", error, offset, length);
+}
+
+static int cowsnap_extents(void *handle, uint32_t length, uint64_t offset, uint32_t flags,
+	struct nbdkit_extents *extents)
+{
+	const struct connection *connection = handle;
+	bool one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
+	int error;
+
+	if (connection->snapshot != NULL)
+		error = snapshot_extents(
+			&volume, connection->snapshot, offset, length, one, extents);
+	else
+		error = volume_extents(&volume, offset, length, one, extents);
+	return finish("block status", error, offset, length);
+}
+
+/* ---- End ------------------------------------------------------------------------------------ */
+
+/* The control thread goes first: it takes and drops. No request is running any more. */
+static void cowsnap_cleanup(void)
+{
+	if (control != NULL)
+		control_stop(control);
+	control = NULL;
+	while (connections != NULL)
+		cowsnap_close(connections);
+	if (volume_is_open)
+		volume_close(&volume);
+	volume_is_open = false;
+}
+
+static void cowsnap_unload(void)
+{
+	cowsnap_cleanup(); /* nbdkit skips .cleanup when .after_fork failed */
+	parameters_free();
+}
+
+static int always(void *handle)
+{
+	(void)handle;
+	return 1;
+}
+
+static struct nbdkit_plugin plugin = {
+	.name = "cowsnap",
+	.longname = "cowsnap: a file with copy-on-write snapshots",
+	.version = "0.1.0",
+	.unload = cowsnap_unload,
+	.config = parameters_set,
+	.config_complete = parameters_complete,
+	.config_help = PARAMETERS_HELP,
+	.magic_config_key = "file",
+	.get_ready = cowsnap_get_ready,
+	.after_fork = cowsnap_after_fork,
+	.cleanup = cowsnap_cleanup,
+	.list_exports = cowsnap_list_exports,
+	.default_export = cowsnap_default_export,
+	.open = cowsnap_open,
+	.close = cowsnap_close,
+	.get_size = cowsnap_get_size,
+	.block_size = cowsnap_block_size,
+	.can_write = is_live,
+	.can_trim = is_live,
+	.can_zero = is_live,
+	.can_flush = is_live,
+	.can_extents = always,
+	/* A flush on one connection covers the writes of all: they are on one file. */
+	.can_multi_conn = always,
+	.pread = cowsnap_pread,
+	.pwrite = cowsnap_pwrite,
+	.flush = cowsnap_flush,
+	.trim = cowsnap_trim,
+	.zero = cowsnap_zero,
+	.extents = cowsnap_extents,
+};
+
+/* The header's macro defines it without a prototype. */
+NBDKIT_DLL_PUBLIC struct nbdkit_plugin *plugin_init(void);
+
+NBDKIT_REGISTER_PLUGIN(plugin)

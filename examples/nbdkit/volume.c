@@ -1,0 +1,300 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Opening and closing the volume, and the table of its snapshots.
+ *
+ * Invariants:
+ *  1. A name is in the table once.
+ *  2. A snapshot in the table is not dropped; the table holds one reference to it.
+ *  3. Whoever uses a snapshot outside the lock holds a reference of his own.
+ * Locking: volume.lock for the table, held for no call that can block.
+ * Failure: a volume that could not be opened completely is closed again completely.
+ */
+#define NBDKIT_API_VERSION 2
+#include "volume.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <nbdkit-plugin.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A write that is longer under way than this makes a take fail instead of stopping the control
+ * socket for all. */
+static const uint64_t take_deadline_ns = UINT64_C(5000000000);
+
+static void log_write(void *user, enum cowsnap_log_level level, const char *message)
+{
+	(void)user;
+	(void)level;
+	nbdkit_debug("cowsnap: %s", message);
+}
+
+static const struct cowsnap_log volume_log = {
+	.size = sizeof(volume_log),
+	.write = log_write,
+};
+
+/* The name under which nbdkit_error() may speak of it; it may be dropped at this moment. */
+static void copy_name(
+	struct volume *volume, const struct cowsnap_snapshot *snapshot, char name[], size_t size)
+{
+	const struct named_snapshot *entry;
+
+	snprintf(name, size, "(being taken or dropped)");
+	pthread_mutex_lock(&volume->lock);
+	for (entry = volume->snapshots; entry != NULL; entry = entry->next) {
+		if (entry->snapshot == snapshot)
+			snprintf(name, size, "%s", entry->name);
+	}
+	pthread_mutex_unlock(&volume->lock);
+}
+
+/* Low water and full are told at debug level: `status` shows them. A snapshot that is lost is
+ * worth a line in the log in any case. */
+static void volume_event(void *user, const struct cowsnap_event *event)
+{
+	char name[SNAPSHOT_NAME_MAX + 1];
+
+	if (event->type == COWSNAP_EVENT_INVALID) {
+		copy_name(user, event->snapshot, name, sizeof(name));
+		nbdkit_error("snapshot %s is invalid now: %s", name, strerror(-event->reason));
+		return;
+	}
+	nbdkit_debug("store %s: %" PRIu64 " of %" PRIu64 " bytes used",
+		event->type == COWSNAP_EVENT_FULL ? "full" : "low on space", event->used_bytes,
+		event->limit_bytes);
+}
+
+static int open_origin(struct volume *volume)
+{
+	const char *file = volume->options->file;
+	int error = cowsnap_device_file(volume->ctx, file, NULL, &volume->device);
+
+	if (error == -EINVAL) {
+		nbdkit_error("file=%s: not a file or block device of at least one byte", file);
+		return error;
+	}
+	if (error != 0) {
+		nbdkit_error("file=%s: %s", file, strerror(-error));
+		return error;
+	}
+	volume->fd = open(file, O_RDONLY | O_CLOEXEC);
+	if (volume->fd < 0) {
+		error = -errno;
+		nbdkit_error("file=%s: %s", file, strerror(-error));
+		return error;
+	}
+	error = cowsnap_origin_open(volume->ctx, volume->device, &volume->origin);
+	if (error != 0)
+		nbdkit_error("file=%s: cannot be an origin: %s", file, strerror(-error));
+	return error;
+}
+
+static int open_store_device(struct volume *volume)
+{
+	const char *path = volume->options->store;
+	uint64_t limit_bytes = volume->options->store_limit_bytes;
+	struct cowsnap_file_options options = {
+		.size = sizeof(options),
+		.flags = COWSNAP_FILE_CREATE,
+		.length_bytes = limit_bytes ? limit_bytes : cowsnap_device_size(volume->device),
+	};
+	int error;
+
+	if (path == NULL)
+		return 0;
+	error = cowsnap_device_file(volume->ctx, path, &options, &volume->store_device);
+	if (error == -EINVAL)
+		nbdkit_error("store=%s: not a file or block device of at least one byte", path);
+	else if (error != 0)
+		nbdkit_error("store=%s: %s", path, strerror(-error));
+	return error;
+}
+
+static void explain_store(const struct volume *volume, int error)
+{
+	const struct volume_options *options = volume->options;
+	const char *path = options->store ? options->store : "memory";
+
+	if (error == -EBUSY)
+		nbdkit_error("store=%s: this is the volume itself; its own preimages would "
+			     "overwrite it",
+			path);
+	else if (error == -EINVAL)
+		nbdkit_error("chunk-size=%" PRIu64 ": must be a power of two",
+			options->chunk_size_bytes);
+	else if (error == -ERANGE && (options->chunk_size_bytes < COWSNAP_CHUNK_SIZE_MIN ||
+					     options->chunk_size_bytes > COWSNAP_CHUNK_SIZE_MAX))
+		nbdkit_error("chunk-size=%" PRIu64 ": must be from %" PRIu64 " to %" PRIu64,
+			options->chunk_size_bytes, COWSNAP_CHUNK_SIZE_MIN, COWSNAP_CHUNK_SIZE_MAX);
+	else if (error == -ERANGE)
+		nbdkit_error("store-limit=%" PRIu64 ": must be at least a chunk and no more than "
+			     "store=%s has",
+			options->store_limit_bytes, path);
+	else
+		nbdkit_error("store=%s: %s", path, strerror(-error));
+}
+
+static int open_store(struct volume *volume)
+{
+	struct cowsnap_transient_options options = {
+		.size = sizeof(options),
+		.chunk_size_bytes = volume->options->chunk_size_bytes,
+		.limit_bytes = volume->options->store_limit_bytes,
+	};
+	int error = open_store_device(volume);
+
+	if (error != 0)
+		return error;
+	options.device = volume->store_device;
+	error = cowsnap_store_transient(volume->ctx, &options, &volume->store);
+	if (error != 0)
+		explain_store(volume, error);
+	return error;
+}
+
+int volume_open(struct volume *volume, const struct volume_options *options)
+{
+	struct cowsnap_ctx_options ctx_options = {
+		.size = sizeof(ctx_options),
+		.log = &volume_log,
+		.event = volume_event,
+		.event_user = volume,
+	};
+	int error;
+
+	memset(volume, 0, sizeof(*volume));
+	volume->options = options;
+	volume->fd = -1;
+	pthread_mutex_init(&volume->lock, NULL);
+	error = cowsnap_ctx_create(&ctx_options, &volume->ctx);
+	if (error != 0)
+		nbdkit_error("cowsnap: %s", strerror(-error));
+	if (error == 0)
+		error = open_origin(volume);
+	if (error == 0)
+		error = open_store(volume);
+	if (error != 0)
+		volume_close(volume);
+	return error;
+}
+
+static void close_failed(const char *what, int error)
+{
+	if (error != 0)
+		nbdkit_error("cannot close the %s: %s", what, strerror(-error));
+}
+
+void volume_close(struct volume *volume)
+{
+	while (volume->snapshots != NULL)
+		volume_drop(volume, volume->snapshots->name);
+	if (volume->ctx != NULL)
+		cowsnap_reclaim(volume->ctx, UINT64_MAX);
+	close_failed("store", cowsnap_store_close(volume->store));
+	close_failed("origin", cowsnap_origin_close(volume->origin));
+	close_failed("device of the store", cowsnap_device_close(volume->store_device));
+	close_failed("file", cowsnap_device_close(volume->device));
+	close_failed("context", cowsnap_ctx_destroy(volume->ctx));
+	if (volume->fd >= 0)
+		close(volume->fd);
+	pthread_mutex_destroy(&volume->lock);
+}
+
+/* The link that points to the entry of that name, or the one at the end. */
+static struct named_snapshot **find_link(struct volume *volume, const char *name)
+{
+	struct named_snapshot **link = &volume->snapshots;
+
+	while (*link != NULL && strcmp((*link)->name, name) != 0)
+		link = &(*link)->next;
+	return link;
+}
+
+int volume_take(struct volume *volume, const char *name, const struct named_snapshot **taken)
+{
+	const struct volume_options *options = volume->options;
+	struct cowsnap_take_options take = {
+		.size = sizeof(take),
+		.deadline_ns = take_deadline_ns,
+	};
+	struct cowsnap_take_entry frozen = {
+		.origin = volume->origin,
+		.store = volume->store,
+		.on_full = options->on_full == ON_FULL_FAIL ? COWSNAP_LOSER_WRITE
+							    : COWSNAP_LOSER_SNAPSHOT,
+		.wait_ns = options->on_full == ON_FULL_WAIT ? options->wait_ns : 0,
+	};
+	struct named_snapshot **link = find_link(volume, name);
+	struct named_snapshot *entry;
+	int error;
+
+	if (*link != NULL)
+		return -EEXIST;
+	entry = calloc(1, sizeof(*entry));
+	if (entry == NULL)
+		return -ENOMEM;
+	strcpy(entry->name, name);
+	error = cowsnap_take(volume->ctx, &take, &frozen, 1);
+	if (error != 0) {
+		free(entry);
+		return error;
+	}
+	entry->snapshot = frozen.snapshot;
+	pthread_mutex_lock(&volume->lock);
+	*link = entry;
+	pthread_mutex_unlock(&volume->lock);
+	*taken = entry;
+	return 0;
+}
+
+int volume_drop(struct volume *volume, const char *name)
+{
+	struct named_snapshot **link = find_link(volume, name);
+	struct named_snapshot *entry = *link;
+
+	if (entry == NULL)
+		return -ENOENT;
+	pthread_mutex_lock(&volume->lock);
+	*link = entry->next;
+	pthread_mutex_unlock(&volume->lock);
+	cowsnap_snapshot_drop(entry->snapshot);
+	cowsnap_snapshot_unref(entry->snapshot);
+	free(entry);
+	return 0;
+}
+
+struct cowsnap_snapshot *volume_find(struct volume *volume, const char *name)
+{
+	struct cowsnap_snapshot *snapshot = NULL;
+	const struct named_snapshot *entry;
+
+	pthread_mutex_lock(&volume->lock);
+	entry = *find_link(volume, name);
+	if (entry != NULL)
+		snapshot = cowsnap_snapshot_ref(entry->snapshot);
+	pthread_mutex_unlock(&volume->lock);
+	return snapshot;
+}
+
+unsigned int volume_connections(struct volume *volume)
+{
+	unsigned int connections;
+
+	pthread_mutex_lock(&volume->lock);
+	connections = volume->connections;
+	pthread_mutex_unlock(&volume->lock);
+	return connections;
+}
+
+bool volume_all_reclaimed(struct volume *volume)
+{
+	struct cowsnap_store_usage usage;
+
+	if (cowsnap_store_usage(volume->store, &usage, sizeof(usage)) != 0)
+		return true;
+	return usage.reclaimable_bytes == 0;
+}

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Origins: opening, closing, and their numbers.
+ */
+#include <string.h>
+
+#include "alloc.h"
+#include "api_device.h"
+#include "origin.h"
+
+static int make_origin(
+	struct cowsnap_ctx *ctx, struct cowsnap_device *device, struct cowsnap_origin **out)
+{
+	struct cowsnap_origin *origin = cs_alloc_zeroed(ctx->base.alloc, sizeof(*origin));
+	int rc = origin ? cs_dev_claim(device, CS_DEV_ORIGIN) : -ENOMEM;
+
+	if (rc) {
+		cs_free(ctx->base.alloc, origin, sizeof(*origin));
+		return rc;
+	}
+	origin->handle.ctx = ctx;
+	rc = cs_origin_init(origin, device);
+	if (rc) {
+		cs_dev_unclaim(device);
+		cs_free(ctx->base.alloc, origin, sizeof(*origin));
+		return rc;
+	}
+	*out = origin;
+	return 0;
+}
+
+int cowsnap_origin_open(
+	struct cowsnap_ctx *ctx, struct cowsnap_device *device, struct cowsnap_origin **out)
+{
+	struct cowsnap_origin *origin;
+	int rc = cs_api_name_device(ctx, device);
+
+	if (rc)
+		return rc;
+	rc = make_origin(ctx, device, &origin);
+	if (rc) {
+		cs_api_unname_device(device);
+		return rc;
+	}
+	cs_ctx_adopt(ctx, &origin->handle, sizeof(*origin));
+	cs_mutex_lock(&ctx->admin);
+	origin->next = ctx->origins;
+	ctx->origins = origin;
+	cs_mutex_unlock(&ctx->admin);
+	*out = origin;
+	return 0;
+}
+
+/* Under ctx->admin. */
+static bool in_use(struct cowsnap_origin *origin)
+{
+	if (!cs_gate_empty(&origin->gate))
+		return true;
+	cs_origin_prune(origin);
+	for (const struct cs_chain *c = origin->chains; c; c = c->next_of_origin) {
+		if (!cs_chain_idle(c))
+			return true;
+	}
+	return false;
+}
+
+/* Under ctx->admin. */
+static bool pinned(const struct cowsnap_origin *origin)
+{
+	for (const struct cs_chain *c = origin->chains; c; c = c->next_of_origin) {
+		if (c->pinned)
+			return true;
+	}
+	return false;
+}
+
+/* Takes the origin out of the context. Returns: 0, -EBUSY. */
+static int detach(struct cowsnap_origin *origin)
+{
+	struct cowsnap_ctx *ctx = origin->handle.ctx;
+	struct cowsnap_origin **at = &ctx->origins;
+	int rc = -EBUSY;
+
+	cs_mutex_lock(&ctx->admin);
+	/* A reclaimer stands on one of its chains; it waits for nobody. */
+	while (pinned(origin))
+		cs_cond_wait_until(&ctx->changed, &ctx->admin, UINT64_MAX);
+	if (!ctx->taking && !in_use(origin)) {
+		while (*at != origin)
+			at = &(*at)->next;
+		*at = origin->next;
+		while (origin->chains)
+			cs_origin_forget_chain(origin->chains);
+		cs_stats_sum(ctx->closed_sum, origin->stats, cs_gate_entries(&origin->gate));
+		rc = 0;
+	}
+	cs_mutex_unlock(&ctx->admin);
+	return rc;
+}
+
+int cowsnap_origin_close(struct cowsnap_origin *origin)
+{
+	int rc;
+
+	if (!origin)
+		return 0;
+	if (cs_handle_closed(&origin->handle))
+		return -EBADF;
+	/* What is left of dropped snapshots goes now, if nobody is in the way. */
+	cowsnap_reclaim(origin->handle.ctx, UINT64_MAX);
+	rc = detach(origin);
+	if (rc) {
+		cs_log(&origin->handle.ctx->base, COWSNAP_LOG_ERROR,
+			"origin %s not closed: a snapshot, a bracket or a take is open",
+			origin->device->name);
+		return rc;
+	}
+	cs_ctx_retire(&origin->handle);
+	cs_origin_fini(origin);
+	cs_dev_unclaim(origin->device);
+	cs_api_unname_device(origin->device);
+	return 0;
+}
+
+int cowsnap_origin_stats(struct cowsnap_origin *origin, struct cowsnap_stats *stats, size_t size)
+{
+	struct cowsnap_stats report;
+	struct cs_stats_sum sum;
+
+	if (cs_handle_closed(&origin->handle))
+		return -EBADF;
+	memset(&sum, 0, sizeof(sum));
+	cs_stats_sum(&sum, origin->stats, cs_gate_entries(&origin->gate));
+	cs_stats_report(&sum, &report);
+	return cs_result_copy(stats, size, &report, sizeof(report));
+}

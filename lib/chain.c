@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Chains and snapshots: their making, their end, and the questions that are asked of a chain.
+ * Design and invariants in chain.h.
+ */
+#include "chain.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "alloc.h"
+
+static const struct cowsnap_allocator *allocator(const struct cs_chain *chain)
+{
+	return chain->ctx->base.alloc;
+}
+
+/* ---- Chains --------------------------------------------------------------------------------- */
+
+struct cs_chain *cs_chain_create(struct cowsnap_ctx *ctx)
+{
+	struct cs_chain *chain = cs_alloc_zeroed(ctx->base.alloc, sizeof(*chain));
+	struct cowsnap_snapshot *spare;
+
+	if (!chain)
+		return NULL;
+	spare = cs_alloc_zeroed(ctx->base.alloc, sizeof(*spare));
+	if (!spare) {
+		cs_free(ctx->base.alloc, chain, sizeof(*chain));
+		return NULL;
+	}
+	chain->ctx = ctx;
+	atomic_init(&chain->spare, spare);
+	return chain;
+}
+
+void cs_chain_destroy(struct cs_chain *chain)
+{
+	if (!chain)
+		return;
+	assert(cs_chain_idle(chain) && !cs_chain_newest(chain));
+	cs_free(allocator(chain), atomic_load_explicit(&chain->spare, memory_order_relaxed),
+		sizeof(struct cowsnap_snapshot));
+	cs_free(allocator(chain), chain, sizeof(*chain));
+}
+
+void cs_chain_attach(struct cs_chain *chain, struct cowsnap_store *store)
+{
+	chain->store = store;
+	chain->next_of_store = store->upper->chains;
+	store->upper->chains = chain;
+}
+
+void cs_chain_detach(struct cs_chain *chain)
+{
+	struct cs_chain **at = &chain->store->upper->chains;
+
+	while (*at != chain)
+		at = &(*at)->next_of_store;
+	*at = chain->next_of_store;
+	chain->store = NULL;
+}
+
+void cs_chain_link(struct cs_chain *chain, struct cowsnap_snapshot *snapshot)
+{
+	atomic_store_explicit(&snapshot->older, cs_chain_newest(chain), memory_order_relaxed);
+	cs_snapshot_ref_unshared(snapshot);
+	atomic_fetch_add_explicit(&chain->live, 1, memory_order_relaxed);
+	/* Release: the snapshot and its link; pairs with cs_chain_newest. */
+	atomic_store_explicit(&chain->newest, snapshot, memory_order_release);
+}
+
+bool cs_chain_needs(
+	const struct cs_chain *chain, const struct cowsnap_snapshot *newest, uint64_t chunk)
+{
+	struct cs_gate *reads = &chain->store->upper->reads;
+	const struct cowsnap_snapshot *s = newest;
+	struct cs_gate_pass pass;
+	bool needed = false;
+	uint64_t location;
+
+	cs_gate_enter(reads, &pass);
+	/* In one pass, from newer to older as C3 asks: a snapshot that is dropped and unlinked
+	 * meanwhile is then passed like any ghost. @newest has not got the chunk. */
+	for (; s && !needed; s = cs_snapshot_older(s)) {
+		if (s != newest && cowsnap_map_lookup(&s->map, chunk, &location))
+			break;
+		needed = cs_snapshot_live(s);
+	}
+	cs_gate_leave(reads, &pass);
+	return needed;
+}
+
+void cs_chain_each_needing(struct cowsnap_snapshot *newest, uint64_t chunk,
+	void (*visit)(void *user, struct cowsnap_snapshot *snapshot), void *user)
+{
+	uint64_t location;
+
+	for (struct cowsnap_snapshot *s = newest; s; s = cs_snapshot_older(s)) {
+		/* From here on, older ones find the chunk in this map. */
+		if (cowsnap_map_lookup(&s->map, chunk, &location))
+			return;
+		if (cs_snapshot_live(s))
+			visit(user, s);
+	}
+}
+
+/* ---- Snapshots ------------------------------------------------------------------------------ */
+
+static struct cowsnap_snapshot *get_memory(struct cs_chain *chain)
+{
+	/* Acquire: the last use is over; pairs with give_memory. */
+	struct cowsnap_snapshot *s =
+		atomic_exchange_explicit(&chain->spare, NULL, memory_order_acquire);
+
+	if (!s)
+		return cs_alloc_zeroed(allocator(chain), sizeof(*s));
+	memset(s, 0, sizeof(*s));
+	return s;
+}
+
+static void give_memory(struct cs_chain *chain, struct cowsnap_snapshot *s)
+{
+	/* Release: pairs with get_memory. */
+	s = atomic_exchange_explicit(&chain->spare, s, memory_order_acq_rel);
+	cs_free(allocator(chain), s, sizeof(*s));
+}
+
+struct cowsnap_snapshot *cs_snapshot_create(
+	struct cs_chain *chain, uint64_t size_bytes, const struct cowsnap_take_entry *entry)
+{
+	struct cowsnap_snapshot *s = get_memory(chain);
+
+	if (!s)
+		return NULL;
+	s->chain = chain;
+	s->size_bytes = size_bytes;
+	atomic_init(&s->refs, 1);
+	atomic_init(&s->state, COWSNAP_SNAPSHOT_ACTIVE);
+	s->on_full = entry->on_full;
+	s->wait_ns = entry->wait_ns;
+	s->decide = entry->decide;
+	s->user = entry->user;
+	cs_map_init(&s->map, allocator(chain));
+	s->solo_head = (struct cs_head){.chain = chain, .newest = s};
+	s->solo.owner = s;
+	s->solo.count = 1;
+	s->solo.head = &s->solo_head;
+	atomic_fetch_add_explicit(&chain->snapshots, 1, memory_order_relaxed);
+	return s;
+}
+
+void cs_snapshot_put(struct cowsnap_snapshot *s)
+{
+	struct cs_chain *chain = s->chain;
+
+	/* Acquire and release: the last one to let go sees what the others did; pairs with
+	 * cs_snapshot_put on other threads. */
+	if (atomic_fetch_sub_explicit(&s->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	if (!s->map_freed)
+		cs_map_fini(&s->map);
+	give_memory(chain, s);
+	/* Release: the last touch of the chain; pairs with cs_chain_idle. */
+	atomic_fetch_sub_explicit(&chain->snapshots, 1, memory_order_release);
+}
+
+static void tell(struct cowsnap_ctx *ctx, struct cowsnap_event *event)
+{
+	struct cowsnap_store *store = event->store;
+	struct cowsnap_store_space space;
+
+	if (!ctx->event)
+		return;
+	cs_store_space(store, &space);
+	event->used_bytes = space.used_chunks << store->chunk_shift;
+	event->limit_bytes = space.limit_chunks << store->chunk_shift;
+	ctx->event(ctx->event_user, event);
+}
+
+void cs_event_store(struct cowsnap_store *store, enum cowsnap_event_type type, int reason)
+{
+	struct cowsnap_event event = {.type = type, .reason = reason, .store = store};
+
+	cs_log(store->base, COWSNAP_LOG_WARNING, "store on %s is %s", store->device->name,
+		type == COWSNAP_EVENT_FULL ? "full" : "below its low-water mark");
+	tell(store->handle.ctx, &event);
+}
+
+static void tell_invalid(struct cowsnap_snapshot *s, int reason)
+{
+	struct cowsnap_event event = {.type = COWSNAP_EVENT_INVALID,
+		.reason = reason,
+		.store = s->chain->store,
+		.snapshot = s};
+
+	cs_log(&s->chain->ctx->base, COWSNAP_LOG_WARNING,
+		"snapshot %llu is invalid: error %d at offset %llu", (unsigned long long)s->id,
+		reason, (unsigned long long)s->reason_offset);
+	tell(s->chain->ctx, &event);
+}
+
+void cs_chain_ghosted(struct cs_chain *chain)
+{
+	atomic_fetch_add_explicit(&chain->ghosted, 1, memory_order_relaxed);
+	atomic_store_explicit(&chain->store->upper->reclaimable, true, memory_order_relaxed);
+	/* A writer may be waiting for space that only this snapshot wanted. */
+	cs_store_wake(chain->store);
+}
+
+/* Returns: false if it was not live any more. */
+static bool make_invalid(struct cowsnap_snapshot *s, int reason, uint64_t offset, uint64_t length)
+{
+	int active = COWSNAP_SNAPSHOT_ACTIVE;
+	bool lost = false;
+
+	cs_mutex_lock(&s->chain->ctx->admin);
+	if (cs_snapshot_live(s)) {
+		s->reason = reason;
+		s->reason_offset = offset;
+		s->reason_length = length;
+		/* Release: the reason; pairs with cs_snapshot_live. seq_cst: before the origin
+		 * write that spoils the snapshot; pairs with state_error. */
+		lost = atomic_compare_exchange_strong_explicit(&s->state, &active,
+			COWSNAP_SNAPSHOT_INVALID, memory_order_seq_cst, memory_order_relaxed);
+		if (!lost)
+			s->reason = 0;
+	}
+	cs_mutex_unlock(&s->chain->ctx->admin);
+	return lost;
+}
+
+bool cs_snapshot_lose(struct cowsnap_snapshot *s, int reason, uint64_t offset, uint64_t length)
+{
+	struct cs_chain *chain = s->chain;
+
+	if (!cs_snapshot_live(s))
+		return false;
+	/* Durable before anybody can see it and let a write go on because of it. A store that
+	 * cannot even say that has nothing left to lose. */
+	cs_store_invalidate(chain->store, reason);
+	if (!make_invalid(s, reason, offset, length))
+		return false;
+	atomic_fetch_sub_explicit(&chain->live, 1, memory_order_relaxed);
+	cs_chain_ghosted(chain);
+	tell_invalid(s, reason);
+	return true;
+}
+
+/* ---- What a store has for level 3 ----------------------------------------------------------- */
+
+int cs_store_upper_create(struct cowsnap_store *store)
+{
+	const struct cowsnap_allocator *alloc = store->base->alloc;
+	struct cs_store_upper *upper = cs_alloc_zeroed(alloc, sizeof(*upper));
+	int rc;
+
+	if (!upper)
+		return -ENOMEM;
+	rc = cs_gate_init(&upper->reads, alloc, NULL);
+	if (rc) {
+		cs_free(alloc, upper, sizeof(*upper));
+		return rc;
+	}
+	cs_mutex_init(&upper->reclaiming);
+	store->upper = upper;
+	return 0;
+}
+
+void cs_store_upper_destroy(struct cowsnap_store *store)
+{
+	const struct cowsnap_allocator *alloc = store->base->alloc;
+	struct cs_store_upper *upper = store->upper;
+
+	cs_mutex_fini(&upper->reclaiming);
+	cs_gate_fini(&upper->reads, alloc);
+	cs_free(alloc, upper, sizeof(*upper));
+	store->upper = NULL;
+}

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Devices: random-access bytes behind a table of functions. This is the one place that checks
+ * ranges, so that no table is ever handed one that lies outside its device.
+ */
+#ifndef CS_DEV_H
+#define CS_DEV_H
+
+#include <cowsnap.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+
+#include "handle.h"
+#include "obs.h"
+
+/* What a device serves as. One thing at a time: a store on an origin would eat itself. */
+enum cs_dev_use {
+	CS_DEV_IDLE = 0,
+	CS_DEV_ORIGIN = 1,
+	CS_DEV_STORE = 2,
+};
+
+struct cowsnap_device {
+	struct cs_handle handle;
+	uint64_t size_bytes;
+	uint32_t block_size; /* writes are multiples of it; a power of two */
+	bool has_identity;
+	_Atomic int claimed;               /* enum cs_dev_use */
+	struct cowsnap_device *next_named; /* of the context; see api_device.c */
+	struct cowsnap_device_ops ops;
+	void *user;
+	const struct cs_base *base;
+	struct cowsnap_device_identity identity;
+	char name[]; /* for the log */
+};
+
+/* Each makes an open device whose handle.bytes is set; give it back with cs_dev_destroy(), or with
+ * cs_dev_fini() if its memory is somebody else's to free. Errors as the public function of the
+ * same name. */
+int cs_dev_create(const struct cs_base *base, const struct cowsnap_device_ops *ops,
+	const struct cowsnap_device_options *options, void *user, struct cowsnap_device **device);
+int cs_dev_memory(const struct cs_base *base, uint64_t size_bytes, struct cowsnap_device **device);
+int cs_dev_file(const struct cs_base *base, const char *path,
+	const struct cowsnap_file_options *options, struct cowsnap_device **device);
+
+/* Marks it closed and calls the table's close. No call may be running on it. */
+void cs_dev_fini(struct cowsnap_device *device);
+/* The same, and frees it; NULL is accepted. */
+void cs_dev_destroy(struct cowsnap_device *device);
+
+/* Takes the device for one use. Returns: 0, -EBADF (closed), -EBUSY (it has a use already). That
+ * another handle may name the same bytes is the caller's to check with cs_dev_same(). */
+int cs_dev_claim(struct cowsnap_device *device, enum cs_dev_use use);
+void cs_dev_unclaim(struct cowsnap_device *device);
+bool cs_dev_claimed(const struct cowsnap_device *device);
+
+/* Are these the same bytes, as far as anybody can tell? */
+bool cs_dev_same(const struct cowsnap_device *a, const struct cowsnap_device *b);
+
+/* As the public functions of the same name. */
+int cs_dev_read(struct cowsnap_device *device, void *buffer, uint64_t offset, uint64_t length);
+int cs_dev_write(
+	struct cowsnap_device *device, const void *buffer, uint64_t offset, uint64_t length);
+int cs_dev_zero(struct cowsnap_device *device, uint64_t offset, uint64_t length);
+int cs_dev_discard(struct cowsnap_device *device, uint64_t offset, uint64_t length);
+int cs_dev_flush(struct cowsnap_device *device);
+
+#endif

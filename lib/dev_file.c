@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * A file or block device as a device, through pread and pwrite.
+ *
+ * With O_DIRECT the kernel wants offsets, lengths and buffer addresses that are aligned. Reads that
+ * are not go through a bounce buffer, writes only where just the address is wrong: an unaligned
+ * write would have to read what is beside it, and two of these would lose each other's bytes.
+ *
+ * Identity: a file is its device and inode number, a block device its device number. A loop device
+ * is not recognised as the file behind it, nor a partition as part of its disk.
+ *
+ * Failure: an error of the kernel is passed on; an end of file inside the device is -EIO.
+ */
+#include "dev.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "alloc.h"
+
+#define FLAGS_KNOWN  (COWSNAP_FILE_DIRECT | COWSNAP_FILE_READONLY | COWSNAP_FILE_CREATE)
+#define BOUNCE_BYTES UINT64_C(262144)
+#define BOUNCE_ALIGN 65536u /* not below any block size a device may have */
+#define PROBE_BYTES  4096u
+
+struct file {
+	int fd;
+	bool direct;
+	bool block_device;
+	uint32_t block_size;   /* of offsets and lengths; 1 if not direct */
+	uint32_t memory_align; /* of buffer addresses; 1 if not direct */
+	uint32_t sector_size;  /* of discards; 1 for a regular file */
+	uint64_t size_bytes;
+	struct stat stat;
+	bool created; /* by this open: goes again if the open fails later on */
+	const struct cs_base *base;
+	size_t path_bytes;
+	char path[];
+};
+
+static void log_errno(const struct file *f, const char *what, int error)
+{
+	char text[64];
+
+	cs_log(f->base, COWSNAP_LOG_ERROR, "file '%s': %s: %s", f->path, what,
+		strerror_r(error, text, sizeof(text)));
+}
+
+static int log_refusal(const struct file *f, int rc, const char *why)
+{
+	cs_log(f->base, COWSNAP_LOG_ERROR, "file '%s': %s", f->path, why);
+	return rc;
+}
+
+/* ---- Input and output ----------------------------------------------------------------------- */
+
+/* Reads up to @length bytes and returns 0 once it has @need of them. */
+static int read_some(
+	const struct file *f, uint8_t *buffer, uint64_t offset, uint64_t length, uint64_t need)
+{
+	uint64_t have = 0;
+
+	while (have < need) {
+		ssize_t n = pread(f->fd, buffer + have, length - have, (off_t)(offset + have));
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return log_refusal(f, -EIO, "it ends before the device does: truncated?");
+		have += (uint64_t)n;
+	}
+	return 0;
+}
+
+static int write_all(const struct file *f, const uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+	while (length) {
+		ssize_t n = pwrite(f->fd, buffer, length, (off_t)offset);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		if (n == 0)
+			return -EIO;
+		buffer += n;
+		offset += (uint64_t)n;
+		length -= (uint64_t)n;
+	}
+	return 0;
+}
+
+static int read_bounced(const struct file *f, uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+	uint64_t mask = f->block_size - 1;
+	uint64_t bytes = ((offset & mask) + length + mask) & ~mask;
+	uint8_t *bounce;
+	int rc = 0;
+
+	if (bytes > BOUNCE_BYTES)
+		bytes = BOUNCE_BYTES;
+	bounce = cs_alloc_aligned(f->base->alloc, bytes, BOUNCE_ALIGN);
+	if (!bounce)
+		return -ENOMEM;
+	while (length) {
+		uint64_t skip = offset & mask;
+		uint64_t piece = length < bytes - skip ? length : bytes - skip;
+		uint64_t ask = (skip + piece + mask) & ~mask;
+
+		/* The last block of a file may be short: what is needed is there all the same. */
+		rc = read_some(f, bounce, offset - skip, ask, skip + piece);
+		if (rc)
+			break;
+		memcpy(buffer, bounce + skip, piece);
+		buffer += piece;
+		offset += piece;
+		length -= piece;
+	}
+	cs_free(f->base->alloc, bounce, bytes);
+	return rc;
+}
+
+static int write_bounced(
+	const struct file *f, const uint8_t *buffer, uint64_t offset, uint64_t length)
+{
+	uint64_t bytes = length < BOUNCE_BYTES ? length : BOUNCE_BYTES;
+	uint8_t *bounce = cs_alloc_aligned(f->base->alloc, bytes, BOUNCE_ALIGN);
+	int rc = 0;
+
+	if (!bounce)
+		return -ENOMEM;
+	while (length && !rc) {
+		uint64_t piece = length < bytes ? length : bytes;
+
+		memcpy(bounce, buffer, piece);
+		rc = write_all(f, bounce, offset, piece);
+		buffer += piece;
+		offset += piece;
+		length -= piece;
+	}
+	cs_free(f->base->alloc, bounce, bytes);
+	return rc;
+}
+
+static int file_read(void *user, void *buffer, uint64_t offset, uint64_t length)
+{
+	const struct file *f = user;
+
+	if (((offset | length) & (f->block_size - 1)) ||
+		((uintptr_t)buffer & (f->memory_align - 1)))
+		return read_bounced(f, buffer, offset, length);
+	return read_some(f, buffer, offset, length, length);
+}
+
+static int file_write(void *user, const void *buffer, uint64_t offset, uint64_t length)
+{
+	const struct file *f = user;
+
+	if ((uintptr_t)buffer & (f->memory_align - 1))
+		return write_bounced(f, buffer, offset, length);
+	return write_all(f, buffer, offset, length);
+}
+
+static int file_allocate(const struct file *f, int mode, uint64_t offset, uint64_t length)
+{
+	int rc;
+
+	do {
+		rc = fallocate(f->fd, mode | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)length);
+	} while (rc < 0 && errno == EINTR);
+	return rc < 0 ? -errno : 0;
+}
+
+/* -EOPNOTSUPP: the caller writes zeroes. A block device refuses parts of sectors in its own way. */
+static int file_zero(void *user, uint64_t offset, uint64_t length)
+{
+	const struct file *f = user;
+	int rc;
+
+	if ((offset | length) & (f->sector_size - 1))
+		return -EOPNOTSUPP;
+	rc = file_allocate(f, FALLOC_FL_PUNCH_HOLE, offset, length);
+	if (rc == -EOPNOTSUPP)
+		rc = file_allocate(f, FALLOC_FL_ZERO_RANGE, offset, length);
+	return rc;
+}
+
+static int file_discard(void *user, uint64_t offset, uint64_t length)
+{
+	const struct file *f = user;
+	uint64_t mask = f->sector_size - 1;
+	uint64_t range[2] = {(offset + mask) & ~mask, (offset + length) & ~mask};
+	int rc;
+
+	if (!f->block_device) {
+		rc = file_allocate(f, FALLOC_FL_PUNCH_HOLE, offset, length);
+	} else if (range[0] < range[1]) {
+		range[1] -= range[0];
+		rc = ioctl(f->fd, BLKDISCARD, range) < 0 ? -errno : 0;
+	} else {
+		rc = 0;
+	}
+	/* A discard is advice: nothing is lost where nobody takes it. */
+	return rc == -EOPNOTSUPP ? 0 : rc;
+}
+
+static int file_flush(void *user)
+{
+	const struct file *f = user;
+	int rc;
+
+	do {
+		rc = fdatasync(f->fd);
+	} while (rc < 0 && errno == EINTR);
+	return rc < 0 ? -errno : 0;
+}
+
+static int file_identity(void *user, struct cowsnap_device_identity *identity)
+{
+	const struct file *f = user;
+
+	if (f->block_device)
+		*identity = (struct cowsnap_device_identity){{S_IFBLK, f->stat.st_rdev}};
+	else
+		*identity =
+			(struct cowsnap_device_identity){{S_IFREG, f->stat.st_dev, f->stat.st_ino}};
+	return 0;
+}
+
+static void file_close(void *user)
+{
+	struct file *f = user;
+
+	if (f->fd >= 0)
+		close(f->fd);
+	cs_free(f->base->alloc, f, sizeof(*f) + f->path_bytes);
+}
+
+/* ---- Opening -------------------------------------------------------------------------------- */
+
+static int open_retry(const char *path, int flags, mode_t mode)
+{
+	int fd;
+
+	do {
+		fd = open(path, flags, mode);
+	} while (fd < 0 && errno == EINTR);
+	return fd < 0 ? -errno : fd;
+}
+
+static int open_new(struct file *f, int flags, uint64_t length_bytes)
+{
+	int fd = open_retry(f->path, flags | O_CREAT | O_EXCL, 0600);
+	int rc;
+
+	if (fd < 0) {
+		log_errno(f, "create", -fd);
+		return fd;
+	}
+	f->fd = fd;
+	f->created = true;
+	if (ftruncate(fd, (off_t)length_bytes) < 0) {
+		rc = -errno;
+		log_errno(f, "set the length of the new file", -rc);
+		return rc;
+	}
+	return 0;
+}
+
+static int open_path(struct file *f, const struct cowsnap_file_options *options)
+{
+	int flags = O_CLOEXEC | O_NOCTTY;
+	int fd;
+
+	flags |= options->flags & COWSNAP_FILE_READONLY ? O_RDONLY : O_RDWR;
+	if (options->flags & COWSNAP_FILE_DIRECT)
+		flags |= O_DIRECT;
+	/* Before the open, which would wait for the other end of a pipe. */
+	if (stat(f->path, &f->stat) == 0 && !S_ISREG(f->stat.st_mode) && !S_ISBLK(f->stat.st_mode))
+		return log_refusal(f, -EINVAL, "neither a regular file nor a block device");
+	fd = open_retry(f->path, flags, 0);
+	if (fd == -ENOENT && (options->flags & COWSNAP_FILE_CREATE)) {
+		if (!options->length_bytes)
+			return log_refusal(f, -EINVAL, "a new file needs length_bytes");
+		return open_new(f, flags, options->length_bytes);
+	}
+	if (fd < 0) {
+		log_errno(f, "open", -fd);
+		return fd;
+	}
+	f->fd = fd;
+	return 0;
+}
+
+static int look_at(struct file *f)
+{
+	int sector = 0;
+
+	if (fstat(f->fd, &f->stat) < 0) {
+		int rc = -errno;
+
+		log_errno(f, "fstat", -rc);
+		return rc;
+	}
+	f->block_device = S_ISBLK(f->stat.st_mode);
+	if (!f->block_device && !S_ISREG(f->stat.st_mode))
+		return log_refusal(f, -EINVAL, "neither a regular file nor a block device");
+	f->size_bytes = (uint64_t)f->stat.st_size;
+	if (f->block_device && (ioctl(f->fd, BLKGETSIZE64, &f->size_bytes) < 0 ||
+				       ioctl(f->fd, BLKSSZGET, &sector) < 0)) {
+		int rc = -errno;
+
+		log_errno(f, "size of the block device", -rc);
+		return rc;
+	}
+	if (sector > 0)
+		f->sector_size = (uint32_t)sector;
+	if (!f->size_bytes)
+		return log_refusal(f, -EINVAL, "it has no length");
+	return 0;
+}
+
+/* Does the file take direct reads of 512 bytes? The second 512, where that would show. */
+static bool takes_half_kib(const struct file *f)
+{
+	uint8_t *buffer = cs_alloc_aligned(f->base->alloc, PROBE_BYTES, PROBE_BYTES);
+	bool takes;
+
+	if (!buffer)
+		return false;
+	takes = pread(f->fd, buffer, 512, f->size_bytes >= 1024 ? 512 : 0) >= 0;
+	cs_free(f->base->alloc, buffer, PROBE_BYTES);
+	return takes;
+}
+
+static int find_alignment(struct file *f)
+{
+#ifdef STATX_DIOALIGN
+	struct statx x;
+
+	if (statx(f->fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &x) == 0 &&
+		(x.stx_mask & STATX_DIOALIGN)) {
+		if (!x.stx_dio_offset_align || !x.stx_dio_mem_align)
+			return log_refusal(f, -EINVAL, "it does not take direct I/O");
+		f->block_size = x.stx_dio_offset_align;
+		f->memory_align = x.stx_dio_mem_align;
+		return 0;
+	}
+#endif
+	if (f->block_device)
+		f->block_size = f->sector_size;
+	else
+		f->block_size = takes_half_kib(f) ? 512 : 4096;
+	f->memory_align = f->block_size;
+	return 0;
+}
+
+static int check_options(const struct file *f, const struct cowsnap_file_options *options)
+{
+	bool create = options->flags & COWSNAP_FILE_CREATE;
+
+	if (options->flags & ~FLAGS_KNOWN)
+		return log_refusal(f, -EINVAL, "unknown flags");
+	if (create && (options->flags & COWSNAP_FILE_READONLY))
+		return log_refusal(f, -EINVAL, "to create and not to write exclude each other");
+	if (!create && options->length_bytes)
+		return log_refusal(f, -EINVAL, "length_bytes is for a file to create");
+	return 0;
+}
+
+static int make_device(struct file *f, bool readonly, struct cowsnap_device **device)
+{
+	struct cowsnap_device_options options = {
+		.size = sizeof(options),
+		.size_bytes = f->size_bytes,
+		.block_size = f->block_size,
+		.name = f->path,
+	};
+	struct cowsnap_device_ops ops = {
+		.size = sizeof(ops),
+		.read = file_read,
+		.write = file_write,
+		.zero = file_zero,
+		.discard = file_discard,
+		.flush = file_flush,
+		.identity = file_identity,
+		.close = file_close,
+	};
+
+	if (readonly)
+		ops.write = NULL, ops.zero = NULL, ops.discard = NULL, ops.flush = NULL;
+	return cs_dev_create(f->base, &ops, &options, f, device);
+}
+
+int cs_dev_file(const struct cs_base *base, const char *path,
+	const struct cowsnap_file_options *user_options, struct cowsnap_device **device)
+{
+	struct cowsnap_file_options options = {0};
+	size_t path_bytes;
+	struct file *f;
+	int rc = cs_options_copy(
+		base, "file options", &options, sizeof(options), user_options, sizeof(options));
+
+	if (rc)
+		return rc;
+	if (!path)
+		return -EINVAL;
+	path_bytes = strlen(path) + 1;
+	f = cs_alloc_zeroed(base->alloc, sizeof(*f) + path_bytes);
+	if (!f)
+		return -ENOMEM;
+	f->base = base;
+	f->fd = -1;
+	f->block_size = f->memory_align = f->sector_size = 1;
+	f->path_bytes = path_bytes;
+	memcpy(f->path, path, path_bytes);
+	rc = check_options(f, &options);
+	if (!rc)
+		rc = open_path(f, &options);
+	if (!rc)
+		rc = look_at(f);
+	if (!rc && (options.flags & COWSNAP_FILE_DIRECT))
+		rc = find_alignment(f);
+	if (!rc)
+		rc = make_device(f, options.flags & COWSNAP_FILE_READONLY, device);
+	if (rc && f->created)
+		unlink(f->path);
+	if (rc)
+		file_close(f);
+	return rc;
+}

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The exception map inside the library: embedded maps, and the look-ups that read a window at a
+ * time. The rest is public: see cowsnap/blocks.h. How it works: docs/design/map.md.
+ */
+#ifndef CS_MAP_H
+#define CS_MAP_H
+
+#include <cowsnap.h>
+#include <cowsnap/blocks.h>
+#include <stdatomic.h>
+
+struct cs_map_body;
+
+/* All that an empty map is; the body comes with the first claim. */
+struct cowsnap_map {
+	const struct cowsnap_allocator *alloc;
+	_Atomic(struct cs_map_body *) body;
+};
+
+/* Never fails, allocates nothing. @alloc is complete and outlives the map. */
+static inline void cs_map_init(struct cowsnap_map *map, const struct cowsnap_allocator *alloc)
+{
+	map->alloc = alloc;
+	atomic_init(&map->body, NULL);
+}
+
+/* Frees what the map holds, not the struct. Nobody uses the map, no waiter is queued. */
+void cs_map_fini(struct cowsnap_map *map);
+
+/*
+ * Of the chunks @first to @first + @count - 1, which do not cross a multiple of 64: a bit for each
+ * that is done (bit 0 is @first), and its location in locations[] at the same number. Elsewhere
+ * locations[] is left undefined. Each chunk is looked up by itself, all in one pass. Wait-free.
+ */
+uint64_t cs_map_window(
+	const struct cowsnap_map *map, uint64_t first, unsigned count, uint64_t locations[]);
+/* The same without locations. */
+uint64_t cs_map_done_mask(const struct cowsnap_map *map, uint64_t first, unsigned count);
+
+#endif

@@ -1,0 +1,128 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Origins: the write bracket. origin.c has the fast way and the order of things; save.c copies what
+ * has to be copied; trouble.c decides who loses when that fails; take.c changes what writes save.
+ */
+#ifndef CS_ORIGIN_H
+#define CS_ORIGIN_H
+
+#include "chain.h"
+#include "dev.h"
+#include "stats.h"
+
+struct cowsnap_origin {
+	struct cs_handle handle;
+	uint64_t size_bytes;
+	struct cs_chain *chains;      /* under ctx->admin */
+	struct cs_chain *spare_chain; /* of no store, for the next one; under ctx->admin */
+	struct cowsnap_device *device;
+	/* What brackets of each slot save into; NULL: no snapshot. Set before the slot is switched
+	 * to, kept until it is drained (cs_origin_sweep). */
+	_Atomic(struct cs_heads *) heads[CS_GATE_SLOTS];
+	uint32_t held; /* slots with heads, a bit each; under ctx->admin */
+
+	/* Of the take in progress; under ctx->taking. */
+	struct cowsnap_origin *plan_next;
+	struct cs_heads *plan_heads;
+	uint32_t plan_slot;
+	uint32_t old_slot;
+	bool planned;
+
+	/* To be pruned when the take in progress is over; under ctx->admin. */
+	bool prune_queued;
+	struct cowsnap_origin *prune_next;
+
+	struct cs_gate gate; /* brackets; switches at ctx->epoch */
+	struct cs_stats *stats;
+	struct cowsnap_origin *next; /* open ones of the context; under ctx->admin */
+};
+
+/* The host's struct cowsnap_op. */
+struct cs_op {
+	struct cowsnap_origin *origin;
+	struct cs_gate_pass pass;
+};
+_Static_assert(sizeof(struct cs_op) <= sizeof(struct cowsnap_op), "op fits the host's words");
+
+static inline struct cs_heads *cs_origin_heads(struct cowsnap_origin *origin, uint32_t slot)
+{
+	/* Acquire: pairs with cs_origin_set_heads. */
+	return atomic_load_explicit(&origin->heads[slot], memory_order_acquire);
+}
+
+int cs_origin_init(struct cowsnap_origin *origin, struct cowsnap_device *device);
+void cs_origin_fini(struct cowsnap_origin *origin);
+
+/* What the slot's brackets save into; the slot takes over the caller's reference to @heads. Under
+ * ctx->admin. */
+void cs_origin_set_heads(struct cowsnap_origin *origin, uint32_t slot, struct cs_heads *heads);
+/* Lets go of the heads of generations that have ended. Under ctx->admin. */
+void cs_origin_sweep(struct cowsnap_origin *origin);
+/* Stops saving into chains that have no live snapshot. May do nothing, if all slots are in use or
+ * memory is short: the writers skip such chains anyway. Under ctx->admin, no take in progress. */
+void cs_origin_prune(struct cowsnap_origin *origin);
+/* One of its snapshots is a ghost now: prunes, at once or after the take in progress. */
+void cs_origin_lost_one(struct cowsnap_origin *origin);
+/* The chain in @store, made if need be. Under ctx->admin. NULL: no memory. */
+struct cs_chain *cs_origin_chain(struct cowsnap_origin *origin, struct cowsnap_store *store);
+/* Gives up a chain that no snapshot is in and no bracket uses. Under ctx->admin. */
+void cs_origin_forget_chain(struct cs_chain *chain);
+/* May a bracket still save into this chain? Under ctx->admin. */
+bool cs_origin_uses(struct cowsnap_origin *origin, const struct cs_chain *chain);
+void cs_heads_put(struct cowsnap_ctx *ctx, struct cs_heads *heads);
+struct cs_heads *cs_heads_create(struct cowsnap_ctx *ctx, size_t room);
+/* Takes a reference to @newest, which goes with the heads. */
+void cs_heads_add(struct cs_heads *heads, struct cs_chain *chain, struct cowsnap_snapshot *newest);
+
+/* What one bracket knows of its difficulties, from round to round. */
+struct cs_trouble {
+	const struct cs_head *head; /* NULL: none in this round */
+	uint64_t chunk;
+	int reason;
+	bool no_space;                         /* the store had none; else a copy failed */
+	const struct cowsnap_store *full_told; /* the host was told of this one, in this bracket */
+	uint64_t space_epoch;                  /* of the store, before it was asked for space */
+	uint32_t asks;                         /* times that callbacks were asked */
+	uint32_t failures;                     /* failed copies tried again */
+	uint64_t since_ns;                     /* when the first difficulty arose; 0: none yet */
+};
+
+/*
+ * One round: claims and copies what is neither saved nor busy in [offset, offset + length), as far
+ * as credits and room for jobs go; then, if there was nothing to copy, waits for one busy chunk.
+ * Returns: 1 (look again), 0 (all is saved), negative errno (the write is to fail).
+ */
+int cs_save_round(struct cowsnap_origin *origin, const struct cs_heads *heads, uint64_t offset,
+	uint64_t length, struct cs_trouble *trouble);
+
+/*
+ * A chunk could not be saved: wait, ask, give up snapshots or the write, as their takers chose.
+ * Called with no claim and no credits held.
+ * Returns: 1 (look again), negative errno (the write is to fail).
+ */
+int cs_trouble_resolve(struct cowsnap_origin *origin, struct cs_trouble *trouble);
+
+/* Frees what dropped snapshots of @store left; at most about *max_chunks exceptions, which it
+ * counts down. The caller has locked upper->reclaiming; this unlocks it. Returns: is there more
+ * that can be done? */
+bool cs_reclaim_locked_store(struct cowsnap_store *store, uint64_t *max_chunks)
+	CS_RELEASE(store->upper->reclaiming);
+/* The same for a writer that finds the store full: a bounded step; waits for a thread that is at
+ * it, which never waits for a writer. Returns: is it worth looking for space again? */
+bool cs_reclaim_for_space(struct cowsnap_store *store);
+
+/* All that can be done, for a caller that has locked upper->reclaiming. */
+void cs_reclaim_everything(struct cowsnap_store *store) CS_REQUIRES(store->upper->reclaiming);
+
+/* To be called by whoever has left a store's read gate: a writer may be waiting for space that only
+ * this reader held back. */
+static inline void cs_reclaim_after_reading(struct cowsnap_store *store)
+{
+	/* seq_cst, after leaving the gate; pairs with wait_for_space. */
+	if (cs_unlikely(atomic_load_explicit(&store->upper->limbo_waiters, memory_order_seq_cst)))
+		cs_reclaim_for_space(store);
+}
+int cs_reclaim_init(struct cowsnap_store *store); /* 0, -ENOMEM */
+void cs_reclaim_fini(struct cowsnap_store *store);
+
+#endif

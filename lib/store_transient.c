@@ -1,0 +1,643 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * The transient store: space on a device and nothing written but preimages. It keeps no records,
+ * because what it holds is worthless once the process is gone.
+ *
+ * Chunks [0, fresh) have been given out at least once; each of them is in use, or has its bit set
+ * in the bitmap of freed ones. Chunks [fresh, capacity) have never been given out since the store
+ * was last empty. Allocation takes freed runs first, then raises `fresh` by compare-and-exchange.
+ * The limit is a number of chunks in use, not a place: chunks may lie anywhere below the capacity.
+ *
+ * Memory of its own is address space as long as the machine's memory, or as the limit if that is
+ * longer; the limit can be raised to that, and only what is in use costs anything. A device of the
+ * host's is never discarded: it may have been allocated on purpose.
+ *
+ * Invariants:
+ *  T1 used <= limit, but for the moment in which a shrinking limit and an allocation meet; then one
+ *     of the two takes its step back: the allocator adds to `used` before it looks at `limit`
+ *     again, a new limit is stored before `used` is looked at, all sequentially consistent.
+ *  T2 A chunk below `fresh` is counted in `used` while it is in use: until after its bit is set,
+ * and from before its allocation returns; in the moment between its place and its count the thread
+ *     is counted in `placing`. So nobody owns a chunk below `fresh` if, under the lock, these are
+ *     read in this order: fresh, placing == 0, used == 0.
+ *  T3 The bitmap covers all chunks below `fresh`: memory for it is had before `fresh` rises. So a
+ *     free cannot fail.
+ *  T4 A summary bit is set exactly when its word of the bitmap is not zero.
+ *  T5 Who waits for others to settle raises `waiting` before it looks at `placing`; who settles
+ *     lowers `placing` before it looks at `waiting`; all sequentially consistent, so that no
+ *     wake-up is lost.
+ *
+ * Locking: `lock` guards the bitmap, its growth, and changes of the limit. It is held while freed
+ * memory of our own is given back to the system (microseconds per MiB), never over I/O; an
+ * allocation that finds it taken goes on with fresh chunks if there are any.
+ *
+ * Failure: without memory for the bitmap an allocation is -ENOMEM. A free of what is not in use is
+ * logged and ignored.
+ */
+#include "store.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "alloc.h"
+
+#define CHUNK_SIZE_DEFAULT UINT64_C(4096)
+
+/* Segment k of the bitmap is FIRST_WORDS << k words long: 56 bits of locations need no more. */
+#define FIRST_WORDS UINT64_C(512)
+#define SEGMENTS    48u
+#define NO_WORD     UINT64_MAX
+#define NO_CHUNK    UINT64_MAX
+
+/* Freed runs to look at for one that is long enough. */
+#define TRIES 16u
+
+/* Memory is given back in areas of this length, a huge page, once more than WARM_BYTES are free: to
+ * fault pages in again costs more than to copy into them. */
+#define AREA_BYTES (UINT64_C(2) << 20)
+#define WARM_BYTES (UINT64_C(64) << 20)
+
+struct segment {
+	uint64_t *words;   /* a bit for each chunk: 1 is freed */
+	uint64_t *summary; /* a bit for each word: 1 is not zero; behind the words */
+};
+
+struct transient {
+	const struct cs_base *base;
+	struct cowsnap_device *device;
+	bool own_device;
+	uint32_t chunk_shift;
+	uint64_t capacity; /* chunks */
+
+	_Alignas(CS_CACHE_BYTES) _Atomic uint64_t used;
+	_Atomic uint64_t fresh;
+	_Atomic uint64_t placing; /* threads in take_fresh() */
+	_Atomic uint32_t waiting; /* threads in wait_settled() */
+	_Alignas(CS_CACHE_BYTES) _Atomic uint64_t limit;
+	_Atomic uint64_t covered; /* chunks that the bitmap has room for */
+	_Atomic uint64_t freed;   /* bits set; changes under lock */
+
+	struct cs_mutex lock;
+	struct cs_cond settled; /* with lock: a thread is out of take_fresh(), and somebody waits */
+	struct segment segment[SEGMENTS]; /* under lock */
+	uint64_t next;                    /* chunk at which to look on; under lock */
+};
+
+/* ---- The bitmap; all under the lock --------------------------------------------------------- */
+
+static uint64_t segment_words(unsigned k)
+{
+	return FIRST_WORDS << k;
+}
+
+/* The first word of segment k. */
+static uint64_t segment_start(unsigned k)
+{
+	return (FIRST_WORDS << k) - FIRST_WORDS;
+}
+
+static unsigned segment_of(uint64_t word)
+{
+	return 63u - (unsigned)__builtin_clzll(word / FIRST_WORDS + 1);
+}
+
+static size_t segment_bytes(unsigned k)
+{
+	return (size_t)(segment_words(k) + segment_words(k) / 64) * sizeof(uint64_t);
+}
+
+/* Writes @bits to a word and keeps T4. */
+static void store_word(struct transient *t, uint64_t word, uint64_t bits)
+{
+	unsigned k = segment_of(word);
+	uint64_t at = word - segment_start(k);
+	uint64_t mark = UINT64_C(1) << (at & 63);
+
+	t->segment[k].words[at] = bits;
+	if (bits)
+		t->segment[k].summary[at / 64] |= mark;
+	else
+		t->segment[k].summary[at / 64] &= ~mark;
+}
+
+static uint64_t load_word(const struct transient *t, uint64_t word)
+{
+	unsigned k = segment_of(word);
+
+	return t->segment[k].words[word - segment_start(k)];
+}
+
+static uint64_t word_end(const struct transient *t)
+{
+	return atomic_load_explicit(&t->covered, memory_order_relaxed) / 64;
+}
+
+/* The first word from @word on that is not zero. */
+static uint64_t next_word(const struct transient *t, uint64_t word)
+{
+	uint64_t end = word_end(t);
+
+	while (word < end) {
+		unsigned k = segment_of(word);
+		uint64_t at = word - segment_start(k);
+		uint64_t marks = t->segment[k].summary[at / 64] & (UINT64_MAX << (at & 63));
+
+		if (marks)
+			return word - (at & 63) + (unsigned)__builtin_ctzll(marks);
+		word += 64 - (at & 63);
+	}
+	return NO_WORD;
+}
+
+static uint64_t next_freed(const struct transient *t, uint64_t chunk)
+{
+	uint64_t word = chunk / 64;
+	uint64_t bits;
+
+	if (word >= word_end(t))
+		return NO_CHUNK;
+	bits = load_word(t, word) & (UINT64_MAX << (chunk & 63));
+	if (!bits) {
+		word = next_word(t, word + 1);
+		if (word == NO_WORD)
+			return NO_CHUNK;
+		bits = load_word(t, word);
+	}
+	return word * 64 + (unsigned)__builtin_ctzll(bits);
+}
+
+/* How many chunks from @chunk on are freed, up to @most. */
+static uint64_t freed_run(const struct transient *t, uint64_t chunk, uint64_t most)
+{
+	uint64_t end = word_end(t) * 64;
+	uint64_t at = chunk;
+
+	while (at < end && at - chunk < most) {
+		uint64_t in_use = ~load_word(t, at / 64) >> (at & 63);
+
+		if (in_use) {
+			at += (unsigned)__builtin_ctzll(in_use);
+			break;
+		}
+		at += 64 - (at & 63);
+	}
+	return at - chunk < most ? at - chunk : most;
+}
+
+/* Sets or clears the bits of a run. Returns: how many were not so before. */
+static uint64_t mark_run(struct transient *t, uint64_t chunk, uint64_t count, bool set)
+	CS_REQUIRES(t->lock)
+{
+	uint64_t end = chunk + count;
+	uint64_t changed = 0;
+
+	while (chunk < end) {
+		uint64_t bits = load_word(t, chunk / 64);
+		uint64_t n = 64 - (chunk & 63) < end - chunk ? 64 - (chunk & 63) : end - chunk;
+		uint64_t mask = (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << (chunk & 63);
+
+		changed += (unsigned)__builtin_popcountll((set ? ~bits : bits) & mask);
+		store_word(t, chunk / 64, set ? bits | mask : bits & ~mask);
+		chunk += n;
+	}
+	return changed;
+}
+
+/* Makes room for chunks below @end. */
+static int cover(struct transient *t, uint64_t end)
+{
+	int rc = 0;
+
+	cs_mutex_lock(&t->lock);
+	while (word_end(t) * 64 < end) {
+		unsigned k = segment_of(word_end(t));
+		uint64_t *words = cs_alloc_zeroed(t->base->alloc, segment_bytes(k));
+
+		if (!words) {
+			rc = -ENOMEM;
+			break;
+		}
+		t->segment[k].words = words;
+		t->segment[k].summary = words + segment_words(k);
+		/* Release: pairs with take_place. */
+		atomic_store_explicit(&t->covered, segment_start(k + 1) * 64, memory_order_release);
+	}
+	cs_mutex_unlock(&t->lock);
+	return rc;
+}
+
+/* ---- Allocation ----------------------------------------------------------------------------- */
+
+/* Counts up to @want chunks as used. Returns: how many. */
+static uint64_t count_in(struct transient *t, uint64_t want)
+{
+	uint64_t used = atomic_load_explicit(&t->used, memory_order_relaxed);
+
+	for (;;) {
+		/* seq_cst: T1; pairs with transient_set_limit. */
+		uint64_t limit = atomic_load_explicit(&t->limit, memory_order_seq_cst);
+		uint64_t n;
+
+		if (used >= limit)
+			return 0;
+		n = want < limit - used ? want : limit - used;
+		if (!atomic_compare_exchange_weak_explicit(
+			    &t->used, &used, used + n, memory_order_seq_cst, memory_order_relaxed))
+			continue;
+		/* seq_cst, with the exchange: T1; pairs with transient_set_limit. */
+		if (cs_likely(used + n <= atomic_load_explicit(&t->limit, memory_order_seq_cst)))
+			return n;
+		used = atomic_fetch_sub_explicit(&t->used, n, memory_order_relaxed) - n;
+	}
+}
+
+/* The run to take: long enough, or the longest of a few. Under the lock. */
+static uint64_t pick_freed(struct transient *t, uint64_t want, uint64_t *count) CS_REQUIRES(t->lock)
+{
+	uint64_t at = t->next, best = NO_CHUNK;
+	bool wrapped = false;
+
+	*count = 0;
+	for (unsigned i = 0; i < TRIES && *count < want; i++) {
+		uint64_t chunk = next_freed(t, at);
+		uint64_t n;
+
+		if (chunk == NO_CHUNK && !wrapped) {
+			wrapped = true;
+			chunk = next_freed(t, 0);
+		}
+		if (chunk == NO_CHUNK || (wrapped && chunk >= t->next && best != NO_CHUNK))
+			break;
+		n = freed_run(t, chunk, want);
+		if (n > *count) {
+			*count = n;
+			best = chunk;
+		}
+		at = chunk + n;
+	}
+	return best;
+}
+
+/* Returns: how many chunks; 0 if there are none, or @wait is false and the lock is taken. */
+static uint64_t take_freed(struct transient *t, uint64_t want, uint64_t *location, bool wait)
+{
+	uint64_t count = 0;
+
+	if (!atomic_load_explicit(&t->freed, memory_order_relaxed))
+		return 0;
+	if (wait)
+		cs_mutex_lock(&t->lock);
+	else if (!cs_mutex_trylock(&t->lock))
+		return 0;
+	*location = pick_freed(t, want, &count);
+	if (count)
+		count = count_in(t, count);
+	if (count) {
+		mark_run(t, *location, count, false);
+		atomic_fetch_sub_explicit(&t->freed, count, memory_order_relaxed);
+		t->next = *location + count;
+	}
+	cs_mutex_unlock(&t->lock);
+	return count;
+}
+
+/* Marks a run as freed. Returns: how many of its chunks were in use. Under the lock. */
+static uint64_t put_back(struct transient *t, uint64_t location, uint64_t count)
+	CS_REQUIRES(t->lock)
+{
+	uint64_t changed = mark_run(t, location, count, true);
+
+	atomic_fetch_add_explicit(&t->freed, changed, memory_order_relaxed);
+	return changed;
+}
+
+/* A place for up to @want fresh chunks, not counted yet. Sets @count; 0 if there are none, or the
+ * limit is reached. */
+static int take_place(struct transient *t, uint64_t want, uint64_t *location, uint64_t *count)
+{
+	/* Acquire: the memory from here on was given back before; pairs with reset. */
+	uint64_t at = atomic_load_explicit(&t->fresh, memory_order_acquire);
+	uint64_t n;
+
+	*count = 0;
+	do {
+		uint64_t used = atomic_load_explicit(&t->used, memory_order_relaxed);
+		uint64_t limit = atomic_load_explicit(&t->limit, memory_order_relaxed);
+		uint64_t left = limit > used ? limit - used : 0;
+
+		n = t->capacity - at < want ? t->capacity - at : want;
+		n = n < left ? n : left;
+		if (!n)
+			return 0;
+		/* Acquire: the words of the bitmap are there; pairs with cover. */
+		if (at + n > atomic_load_explicit(&t->covered, memory_order_acquire)) {
+			int rc = cover(t, at + n);
+
+			if (rc)
+				return rc;
+		}
+		/* Acquire: as above. Release: T2, this thread is seen in `placing`; pairs with
+		 * reset. */
+	} while (!atomic_compare_exchange_weak_explicit(
+		&t->fresh, &at, at + n, memory_order_acq_rel, memory_order_acquire));
+	*location = at;
+	*count = n;
+	return 0;
+}
+
+/* The place comes first and the count after it, so that `used` never says more than is in use:
+ * another thread would take that for a full store. */
+static int take_fresh(struct transient *t, uint64_t want, uint64_t *location, uint64_t *count)
+{
+	uint64_t n = 0;
+	int rc;
+
+	atomic_fetch_add_explicit(&t->placing, 1, memory_order_relaxed);
+	rc = take_place(t, want, location, &n);
+	*count = n ? count_in(t, n) : 0;
+	if (cs_unlikely(*count < n)) {
+		cs_mutex_lock(&t->lock);
+		put_back(t, *location + *count, n - *count);
+		cs_mutex_unlock(&t->lock);
+	}
+	/* Release: T2, what was placed is counted; pairs with reset. seq_cst: T5; pairs with
+	 * wait_settled. */
+	atomic_fetch_sub_explicit(&t->placing, 1, memory_order_seq_cst);
+	if (cs_unlikely(atomic_load_explicit(&t->waiting, memory_order_seq_cst))) {
+		cs_mutex_lock(&t->lock);
+		cs_cond_broadcast(&t->settled);
+		cs_mutex_unlock(&t->lock);
+	}
+	return rc;
+}
+
+static bool full(const struct transient *t)
+{
+	return atomic_load_explicit(&t->used, memory_order_relaxed) >=
+	       atomic_load_explicit(&t->limit, memory_order_relaxed);
+}
+
+/* There is some space, but another thread has it between its place and its count: it gives back
+ * what it cannot count, or the store turns out to be full. */
+static void wait_settled(struct transient *t)
+{
+	cs_mutex_lock(&t->lock);
+	/* seq_cst here and below: T5; pairs with take_fresh. */
+	atomic_fetch_add_explicit(&t->waiting, 1, memory_order_seq_cst);
+	while (!full(t) && !atomic_load_explicit(&t->freed, memory_order_relaxed) &&
+		atomic_load_explicit(&t->placing, memory_order_seq_cst))
+		cs_cond_wait_until(&t->settled, &t->lock, UINT64_MAX);
+	atomic_fetch_sub_explicit(&t->waiting, 1, memory_order_relaxed);
+	cs_mutex_unlock(&t->lock);
+}
+
+static int transient_alloc(void *user, uint64_t want, uint64_t *location, uint64_t *count)
+{
+	struct transient *t = user;
+	bool wait = false;
+
+	for (;;) {
+		int rc;
+
+		*count = take_freed(t, want, location, wait);
+		if (*count)
+			return 0;
+		rc = take_fresh(t, want, location, count);
+		if (rc || *count)
+			return rc;
+		if (full(t))
+			return -ENOSPC;
+		wait_settled(t);
+		wait = true;
+	}
+}
+
+/* ---- Free ----------------------------------------------------------------------------------- */
+
+static void give_back_areas(struct transient *t, uint64_t location, uint64_t count)
+	CS_REQUIRES(t->lock)
+{
+	uint64_t step = AREA_BYTES >> t->chunk_shift ? AREA_BYTES >> t->chunk_shift : 1;
+	uint64_t area = location - location % step;
+
+	for (; area < location + count; area += step) {
+		if (freed_run(t, area, step) == step)
+			cs_dev_discard(t->device, area << t->chunk_shift, step << t->chunk_shift);
+	}
+}
+
+/* Goes back to the beginning if nothing is in use. */
+static void reset(struct transient *t)
+{
+	uint64_t fresh;
+
+	cs_mutex_lock(&t->lock);
+	/* Acquire: T2; pairs with take_place, take_fresh and transient_free, in this order. */
+	fresh = atomic_load_explicit(&t->fresh, memory_order_acquire);
+	if (!fresh || atomic_load_explicit(&t->placing, memory_order_acquire) ||
+		atomic_load_explicit(&t->used, memory_order_acquire)) {
+		cs_mutex_unlock(&t->lock);
+		return;
+	}
+	if (t->own_device)
+		cs_dev_discard(t->device, 0, fresh << t->chunk_shift);
+	/* Fails if a fresh chunk has been given out meanwhile: then all is as it was. Release: the
+	 * memory is no longer touched here; pairs with take_place. */
+	if (atomic_compare_exchange_strong_explicit(
+		    &t->fresh, &fresh, 0, memory_order_release, memory_order_relaxed)) {
+		for (unsigned k = 0; k < SEGMENTS && t->segment[k].words; k++)
+			memset(t->segment[k].words, 0, segment_bytes(k));
+		atomic_store_explicit(&t->freed, 0, memory_order_relaxed);
+		t->next = 0;
+	}
+	cs_mutex_unlock(&t->lock);
+}
+
+static void transient_free(void *user, uint64_t location, uint64_t count)
+{
+	struct transient *t = user;
+	/* A chunk in use is below `fresh` on every thread that may free it. */
+	uint64_t fresh = atomic_load_explicit(&t->fresh, memory_order_relaxed);
+	uint64_t changed, freed;
+
+	if (count > fresh || location > fresh - count) {
+		cs_log(t->base, COWSNAP_LOG_ERROR,
+			"transient store: free of %llu chunks at %llu, which are not in use",
+			(unsigned long long)count, (unsigned long long)location);
+		return;
+	}
+	cs_mutex_lock(&t->lock);
+	changed = put_back(t, location, count);
+	freed = atomic_load_explicit(&t->freed, memory_order_relaxed);
+	if (t->own_device && freed << t->chunk_shift > WARM_BYTES)
+		give_back_areas(t, location, count);
+	cs_mutex_unlock(&t->lock);
+	/* Release: T2; pairs with reset. */
+	atomic_fetch_sub_explicit(&t->used, changed, memory_order_release);
+	if (changed != count)
+		cs_log(t->base, COWSNAP_LOG_ERROR,
+			"transient store: free of %llu chunks at %llu, %llu of which are not in "
+			"use",
+			(unsigned long long)count, (unsigned long long)location,
+			(unsigned long long)(count - changed));
+}
+
+static void transient_emptied(void *user)
+{
+	reset(user);
+}
+
+/* ---- The rest ------------------------------------------------------------------------------- */
+
+static void transient_space(void *user, struct cowsnap_store_space *space)
+{
+	const struct transient *t = user;
+
+	space->used_chunks = atomic_load_explicit(&t->used, memory_order_relaxed);
+	space->limit_chunks = atomic_load_explicit(&t->limit, memory_order_relaxed);
+}
+
+static int transient_set_limit(void *user, uint64_t limit_chunks)
+{
+	struct transient *t = user;
+	uint64_t before;
+	int rc = 0;
+
+	if (!limit_chunks || limit_chunks > t->capacity)
+		return -ERANGE;
+	cs_mutex_lock(&t->lock);
+	before = atomic_load_explicit(&t->limit, memory_order_relaxed);
+	/* First without harm: a limit that goes down and up again may refuse an allocation. */
+	if (atomic_load_explicit(&t->used, memory_order_relaxed) > limit_chunks) {
+		rc = -EBUSY;
+	} else {
+		/* seq_cst: T1; pairs with count_in. */
+		atomic_store_explicit(&t->limit, limit_chunks, memory_order_seq_cst);
+		if (atomic_load_explicit(&t->used, memory_order_seq_cst) > limit_chunks) {
+			/* seq_cst: as above; pairs with count_in. */
+			atomic_store_explicit(&t->limit, before, memory_order_seq_cst);
+			rc = -EBUSY;
+		}
+	}
+	cs_mutex_unlock(&t->lock);
+	return rc;
+}
+
+static void transient_close(void *user)
+{
+	struct transient *t = user;
+
+	for (unsigned k = 0; k < SEGMENTS && t->segment[k].words; k++)
+		cs_free(t->base->alloc, t->segment[k].words, segment_bytes(k));
+	if (t->own_device)
+		cs_dev_destroy(t->device);
+	cs_cond_fini(&t->settled);
+	cs_mutex_fini(&t->lock);
+	cs_free(t->base->alloc, t, sizeof(*t));
+}
+
+static const struct cowsnap_store_ops transient_ops = {
+	.size = sizeof(transient_ops),
+	.alloc = transient_alloc,
+	.free = transient_free,
+	.space = transient_space,
+	.set_limit = transient_set_limit,
+	.emptied = transient_emptied,
+	.close = transient_close,
+};
+
+static uint64_t machine_bytes(void)
+{
+	long pages = sysconf(_SC_PHYS_PAGES);
+	long page_bytes = sysconf(_SC_PAGESIZE);
+
+	return pages > 0 && page_bytes > 0 ? (uint64_t)pages * (uint64_t)page_bytes
+					   : UINT64_C(1) << 30;
+}
+
+/* Memory with room to grow, or without where address space is short. */
+static int make_memory(struct transient *t, uint64_t limit_bytes)
+{
+	uint64_t room_bytes = machine_bytes();
+
+	t->own_device = true;
+	if (room_bytes > limit_bytes && cs_dev_memory(t->base, room_bytes, &t->device) == 0)
+		return 0;
+	return cs_dev_memory(t->base, limit_bytes, &t->device);
+}
+
+static int check_transient(const struct cs_base *base, struct cowsnap_transient_options *options)
+{
+	uint64_t chunk = options->chunk_size_bytes;
+
+	if (options->flags) {
+		cs_log(base, COWSNAP_LOG_ERROR, "transient store: unknown flags 0x%x",
+			options->flags);
+		return -EINVAL;
+	}
+	if (options->device && cs_handle_closed(&options->device->handle))
+		return -EBADF;
+	if (!options->limit_bytes)
+		options->limit_bytes =
+			options->device ? options->device->size_bytes : machine_bytes() / 4;
+	if (!chunk)
+		options->chunk_size_bytes = chunk = CHUNK_SIZE_DEFAULT;
+	if (chunk & (chunk - 1)) {
+		cs_log(base, COWSNAP_LOG_ERROR,
+			"transient store: chunk size %llu is not a power of two",
+			(unsigned long long)chunk);
+		return -EINVAL;
+	}
+	if (chunk < COWSNAP_CHUNK_SIZE_MIN || chunk > COWSNAP_CHUNK_SIZE_MAX ||
+		options->limit_bytes < chunk || options->limit_bytes > COWSNAP_SIZE_MAX ||
+		(options->device && options->limit_bytes > options->device->size_bytes)) {
+		cs_log(base, COWSNAP_LOG_ERROR,
+			"transient store: chunk size %llu or limit %llu is out of bounds",
+			(unsigned long long)chunk, (unsigned long long)options->limit_bytes);
+		return -ERANGE;
+	}
+	if (!options->low_water_bytes)
+		options->low_water_bytes = options->limit_bytes / 8;
+	return 0;
+}
+
+int cs_store_transient(const struct cs_base *base,
+	const struct cowsnap_transient_options *user_options, struct cowsnap_store **store)
+{
+	struct cowsnap_transient_options options = {0};
+	struct cowsnap_store_options generic = {.size = sizeof(generic)};
+	struct transient *t;
+	int rc = cs_options_copy(base, "transient store options", &options, sizeof(options),
+		user_options, sizeof(options));
+
+	if (!rc)
+		rc = check_transient(base, &options);
+	if (rc)
+		return rc;
+	t = cs_alloc_aligned(base->alloc, sizeof(*t), CS_CACHE_BYTES);
+	if (!t)
+		return -ENOMEM;
+	memset(t, 0, sizeof(*t));
+	t->base = base;
+	cs_mutex_init(&t->lock);
+	cs_cond_init(&t->settled);
+	t->chunk_shift = (uint32_t)__builtin_ctzll(options.chunk_size_bytes);
+	t->device = options.device;
+	if (!t->device)
+		rc = make_memory(t, options.limit_bytes);
+	if (!rc) {
+		t->capacity = t->device->size_bytes >> t->chunk_shift;
+		if (t->capacity > COWSNAP_LOCATION_MAX + 1)
+			t->capacity = COWSNAP_LOCATION_MAX + 1;
+		atomic_init(&t->limit, options.limit_bytes >> t->chunk_shift);
+		generic.chunk_size_bytes = options.chunk_size_bytes;
+		generic.device = t->device;
+		generic.low_water_bytes = options.low_water_bytes;
+		rc = cs_store_create(base, &transient_ops, &generic, t, store);
+	}
+	if (rc)
+		transient_close(t);
+	return rc;
+}
