@@ -249,13 +249,6 @@ static void wake_all(struct cowsnap_map_waiter *waiter)
 	}
 }
 
-static void stripe_count(struct cs_stripe *stripe, uint64_t add) CS_REQUIRES(stripe->lock)
-{
-	uint64_t done = atomic_load_explicit(&stripe->done, memory_order_relaxed);
-
-	atomic_store_explicit(&stripe->done, done + add, memory_order_relaxed);
-}
-
 /* Chunks @first to @first + @count - 1 lie in one leaf. What of it is not busy is left alone. */
 static void end_part(struct cowsnap_map *map, const struct cowsnap_run *run, uint64_t first,
 	unsigned count, bool publish)
@@ -281,7 +274,7 @@ static void end_part(struct cowsnap_map *map, const struct cowsnap_run *run, uin
 
 		cs_leaf_publish(leaf, mine, zero, step);
 		/* A run is counted with less ado than what is left of one. */
-		stripe_count(stripe,
+		cs_stripe_count(stripe,
 			cs_likely(mine == bits) ? count : (unsigned)__builtin_popcountll(mine));
 		cs_mutex_unlock(&stripe->lock);
 	} else {
@@ -352,7 +345,7 @@ static uint64_t remove_part(struct cowsnap_map *map, uint64_t first, unsigned co
 	removed = (unsigned)__builtin_popcountll(bits);
 	if (bits) {
 		cs_leaf_remove(leaf, bits, &stripe->pieces);
-		stripe_count(stripe, -removed);
+		cs_stripe_count(stripe, -removed);
 	}
 	cs_stripe_unlock(body, stripe);
 	return removed;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * The exception map inside the library: embedded maps, and the look-ups that read a window at a
- * time. The rest is public: see cowsnap/blocks.h. How it works: docs/design/map.md.
+ * The exception map inside the library: embedded maps, the look-ups that read a window at a time,
+ * and the bulk load. The rest is public: see cowsnap/blocks.h. How it works: docs/design/map.md.
  */
 #ifndef CS_MAP_H
 #define CS_MAP_H
@@ -37,5 +37,20 @@ uint64_t cs_map_window(
 	const struct cowsnap_map *map, uint64_t first, unsigned count, uint64_t locations[]);
 /* The same without locations. */
 uint64_t cs_map_done_mask(const struct cowsnap_map *map, uint64_t first, unsigned count);
+
+struct cs_map_entry {
+	uint64_t chunk;    /* COWSNAP_CHUNK_MAX at most */
+	uint64_t location; /* COWSNAP_LOCATION_MAX at most */
+};
+
+/*
+ * Makes each entry's chunk done, as a claim and a publication would, but faster: several hundred
+ * entries or more at a time, in any order. None of the chunks is busy, and nobody else uses the
+ * map.
+ * Returns: 0; -ENOMEM; -EEXIST (@duplicate is done already, in the map or by an entry before).
+ * After a failure some of the entries are in the map; what was there before is as it was.
+ */
+int cs_map_load(struct cowsnap_map *map, const struct cs_map_entry *entries, size_t count,
+	uint64_t *duplicate);
 
 #endif

@@ -62,6 +62,13 @@ static inline struct cs_stripe *cs_map_stripe(struct cs_map_body *body, uint64_t
 	return &body->stripes[cs_index_stripe(cs_index_hash(key))];
 }
 
+static inline void cs_stripe_count(struct cs_stripe *stripe, uint64_t add) CS_REQUIRES(stripe->lock)
+{
+	uint64_t done = atomic_load_explicit(&stripe->done, memory_order_relaxed);
+
+	atomic_store_explicit(&stripe->done, done + add, memory_order_relaxed);
+}
+
 /* A new body, or that of a thread which was first. NULL: no memory. */
 struct cs_map_body *cs_map_body_make(struct cowsnap_map *map);
 void cs_map_body_free(struct cowsnap_map *map, struct cs_map_body *body);

@@ -189,6 +189,7 @@ static struct cs_piece *piece_take(struct cs_pool_list *pieces)
 	return piece;
 }
 
+/* NULL: the list is full. */
 static _Atomic uint64_t *list_room(struct cs_piece *list, unsigned chunk)
 {
 	for (unsigned i = 0; i < CS_LIST_ENTRIES; i++) {
@@ -197,7 +198,6 @@ static _Atomic uint64_t *list_room(struct cs_piece *list, unsigned chunk)
 		if (!own(at))
 			return at;
 	}
-	assert(!"invariant 3");
 	return NULL;
 }
 
@@ -213,6 +213,7 @@ static void few_to_list(struct cs_leaf *leaf, struct cs_pool_list *pieces)
 	for (unsigned i = 0; i < CS_LEAF_WORDS; i++) {
 		uint64_t entry = own(&leaf->word[i]);
 
+		/* It is new, so there is room. */
 		if (entry)
 			set(list_room(list, chunk_of(entry)), entry);
 	}
@@ -254,6 +255,20 @@ static void add_quarters(struct cs_leaf *leaf, unsigned quarters, struct cs_pool
 	}
 }
 
+/* Room for one more entry in a list or among few; NULL: there is none. */
+static _Atomic uint64_t *room_marked(struct cs_leaf *leaf, unsigned chunk)
+{
+	uint64_t first = own(&leaf->word[0]);
+
+	if (cs_word_kind(first) == CS_KIND_LIST)
+		return list_room(cs_word_piece(first), chunk);
+	for (unsigned i = 0; i < CS_LEAF_WORDS; i++) {
+		if (!own(&leaf->word[i]))
+			return &leaf->word[i];
+	}
+	return NULL;
+}
+
 /* The part of place() that is not for tables. */
 static _Atomic uint64_t *place_marked(struct cs_leaf *leaf, unsigned chunk, bool busy)
 {
@@ -261,19 +276,20 @@ static _Atomic uint64_t *place_marked(struct cs_leaf *leaf, unsigned chunk, bool
 	_Atomic uint64_t *entries = leaf->word;
 	unsigned count = CS_LEAF_WORDS;
 
+	if (busy) {
+		entries = room_marked(leaf, chunk);
+		assert(entries && "invariant 3");
+		return entries;
+	}
 	if (cs_word_kind(first) == CS_KIND_LIST) {
-		if (busy)
-			return list_room(cs_word_piece(first), chunk);
 		entries = cs_word_piece(first)->entry;
 		count = CS_LIST_ENTRIES;
 	}
 	for (unsigned i = 0; i < count; i++) {
-		uint64_t entry = own(&entries[i]);
-
-		if (busy ? !entry : cs_entry_is_of(entry, chunk))
+		if (cs_entry_is_of(own(&entries[i]), chunk))
 			return &entries[i];
 	}
-	assert(!"invariants 2 and 3");
+	assert(!"invariant 2");
 	return NULL;
 }
 
@@ -306,6 +322,26 @@ void cs_leaf_claim(struct cs_leaf *leaf, uint64_t bits, const struct cs_leaf_pla
 		few_to_list(leaf, pieces);
 	if (plan->layout == CS_KIND_TABLE)
 		to_table(leaf, plan->quarters, pieces);
+}
+
+bool cs_leaf_put(struct cs_leaf *leaf, unsigned chunk, uint64_t location)
+{
+	uint64_t word = own(&leaf->word[chunk / CS_PIECE_ENTRIES]);
+	_Atomic uint64_t *at = NULL;
+
+	if (cs_word_kind(word) == CS_KIND_TABLE) {
+		if (cs_word_piece(word))
+			at = &cs_word_piece(word)->entry[chunk % CS_PIECE_ENTRIES];
+	} else if (!leaf->busy) {
+		/* What is busy has a claim to room that cannot be told from free room. */
+		at = room_marked(leaf, chunk);
+	}
+	if (!at)
+		return false;
+	set(at, entry_of(chunk, location));
+	/* Pairs with cs_leaf_done(). */
+	set(&leaf->done, own(&leaf->done) | UINT64_C(1) << chunk);
+	return true;
 }
 
 void cs_leaf_publish(struct cs_leaf *leaf, uint64_t bits, uint64_t location, unsigned step)

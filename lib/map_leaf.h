@@ -167,12 +167,15 @@ struct cs_leaf_plan {
 	unsigned pieces;   /* how many it takes in all */
 };
 
-/* @bits are free and follow each other. */
+/* @bits are free. */
 struct cs_leaf_plan cs_leaf_plan(const struct cs_leaf *leaf, uint64_t bits);
 /* By the plan just made; @pieces holds as many as it takes. A piece that is no longer used goes
  * there. */
 void cs_leaf_claim(struct cs_leaf *leaf, uint64_t bits, const struct cs_leaf_plan *plan,
 	struct cs_pool_list *pieces);
+/* Claims and publishes a free chunk if there is room for its entry. Returns: whether there was; if
+ * not, nothing has changed. */
+bool cs_leaf_put(struct cs_leaf *leaf, unsigned chunk, uint64_t location);
 /* @bits are busy. Chunk i of the leaf gets @location + i * @step. */
 void cs_leaf_publish(struct cs_leaf *leaf, uint64_t bits, uint64_t location, unsigned step);
 void cs_leaf_abort(struct cs_leaf *leaf, uint64_t bits, struct cs_pool_list *pieces);
