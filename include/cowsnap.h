@@ -74,6 +74,7 @@ struct cowsnap_snapshot;
 struct cowsnap_allocator;
 struct cowsnap_log;
 struct cowsnap_clock;
+struct cowsnap_take_entry;
 
 /*
  * cowsnap_version - the version of the library that is running, "0.1.0"
@@ -191,6 +192,19 @@ COWSNAP_API int cowsnap_device_close(struct cowsnap_device *device);
 COWSNAP_API uint64_t cowsnap_device_size(const struct cowsnap_device *device);
 
 /*
+ * cowsnap_device_refresh - ask a device how long it is now
+ *
+ * A device that has become longer has its new size from here on: a store on it can then be given
+ * more with cowsnap_store_set_limit(). Origins keep the size that they were opened with.
+ *
+ * Returns: 0 (also if nothing has changed); -ERANGE (it is shorter than it was: nothing changed;
+ *	what lay beyond its end is lost), -EBADF (closed), or the device's own error.
+ * Context: any thread; blocks as the device does; may run in a callback.
+ * Lifetime: none.
+ */
+COWSNAP_API int cowsnap_device_refresh(struct cowsnap_device *device);
+
+/*
  * cowsnap_device_read - read bytes of a device, of any alignment
  * cowsnap_device_write - write bytes; O_DIRECT files want multiples of the logical block
  * cowsnap_device_zero - make a range read as zeroes, giving up its space where that is cheap
@@ -255,8 +269,11 @@ struct cowsnap_op {
  *
  * Returns: 0 (write now, then call cowsnap_write_end()). On failure there is no bracket to end:
  *	-EINVAL (length 0, unknown kind), -EOVERFLOW (offset plus length wraps), -ERANGE (outside
- *	the origin), -EBADF (origin closed); and, where the taker of a snapshot chose that the
- *	write loses: -ENOSPC (store full), -ENOMEM, or the error of the copy.
+ *	the origin), -EBADF (origin closed); where the taker of a snapshot chose that the write
+ *	loses: -ENOSPC (store full), -ENOMEM, or the error of the copy; and, whatever was chosen,
+ *	the error of a persistent store that could not record that its snapshot became invalid: a
+ *	write that went on would leave a wrong snapshot that looks right after a crash. Drop or
+ *	deactivate that snapshot.
  * Context: any thread, many at once; waits for copies, for the drain of a take, for copy credits
  *	and as on_full says; not in a callback.
  * Lifetime: @op must stay in place until cowsnap_write_end() returns.
@@ -289,13 +306,91 @@ struct cowsnap_transient_options {
  * @options: NULL for all defaults
  * Returns: 0; -EINVAL (unknown flag, chunk size not a power of two), -E2BIG, -ERANGE (chunk size
  *	out of bounds, limit smaller than a chunk or larger than the device), -EBUSY (the device is
- *	an origin or a store already, also under another path), -EBADF (device closed), -EXDEV
- *	(device of another context), -ENOMEM.
+ *	an origin or a store already, also under another path, or another process has it), -EBADF
+ *	(device closed), -EXDEV (device of another context), -ENOMEM.
  * Context: any thread; does not block; may run in a callback.
  * Lifetime: until cowsnap_store_close(); the device must outlive it.
  */
 COWSNAP_API int cowsnap_store_transient(struct cowsnap_ctx *ctx,
 	const struct cowsnap_transient_options *options, struct cowsnap_store **store);
+
+/*
+ * A persistent store holds one snapshot of one origin in the format of Linux dm-snapshot's
+ * persistent store (docs/design/dm-format.md): it outlives the process, and a kernel can read,
+ * extend and merge it. A write that is admitted has its preimage, and the record of it, on the
+ * store's device, flushed. Records are committed in groups, in the order in which copies end.
+ *
+ * The format does not say which origin a store belongs to, nor whether that was written to while
+ * nobody saved its preimages. A host that must be sure keeps a *generation*: a number that it
+ * raises each time that it begins to write to the origin, and keeps in a place of its own and, with
+ * cowsnap_store_dm_set_generation(), in the store. In this order: set the store's, flush the own
+ * one, write. At the next start the two agree, or the store is one ahead (a crash came between the
+ * two), or the origin was written to without the store and the snapshot is worthless.
+ */
+struct cowsnap_dm_options {
+	size_t size;
+	uint32_t flags; /* COWSNAP_DM_OVERWRITE, for create */
+	uint32_t reserved;
+	struct cowsnap_device *device;
+	/* A power of two. create: default 4 KiB, or the device's block if that is longer. open: 0,
+	 * or what the store must have. */
+	uint64_t chunk_size_bytes;
+	uint64_t low_water_bytes; /* event when less is free; default an eighth of the limit */
+	uint64_t generation;      /* create: the store's. open: 0, or what the store must have */
+};
+
+#define COWSNAP_DM_OVERWRITE (UINT32_C(1) << 0) /* give up a store that is on the device */
+
+/*
+ * cowsnap_store_dm_create - make a device a persistent store without a snapshot
+ *
+ * A snapshot comes with cowsnap_take(), and only then is there a store for others to see. The
+ * device's length is the limit; when it grows: cowsnap_device_refresh(), cowsnap_store_set_limit().
+ *
+ * Returns: 0; -EINVAL (unknown flag or size, no device, chunk size not a power of two or no
+ *	multiple of the device's block), -E2BIG, -ERANGE (chunk size out of bounds; fewer than 3
+ *	chunks on the device), -EEXIST (a store, or something else, begins on the device, and
+ *	COWSNAP_DM_OVERWRITE was not given), -EBUSY (the device is an origin or a store already,
+ *	also under another path, or another process has it), -EROFS, -EBADF (device closed), -EXDEV
+ *	(device of another context), -ENOMEM, or the device's own error.
+ * Context: any thread; blocks on the device; not in a callback.
+ * Lifetime: until cowsnap_store_close(); the device must outlive it.
+ */
+COWSNAP_API int cowsnap_store_dm_create(struct cowsnap_ctx *ctx,
+	const struct cowsnap_dm_options *options, struct cowsnap_store **store);
+
+/*
+ * cowsnap_store_dm_open - attach the snapshot of a persistent store to its origin again
+ *
+ * Reads all records and checks each; a store that is refused is not changed. What a crash left
+ * behind the last record is wiped. From the return on the origin's writes are saved again. If the
+ * store says that its snapshot is invalid, that is what it is (reason -EUCLEAN), for the host to
+ * drop.
+ *
+ * @entry: origin, on_full, wait_ns, decide and user are set as for cowsnap_take(); store and
+ *	snapshot are set by the call
+ * Returns: 0; -ENOENT (there is no store on the device), -EMEDIUMTYPE (something else is: its magic
+ *	or version is unknown), -EBADMSG (the store is damaged, or does not fit this origin or
+ *	device; the log names record and value), -EINVAL (it has another chunk size than asked for),
+ *	-ESTALE (another generation), -EBUSY (as for create; or a write of this origin has begun: it
+ *	could not be saved), -ETIMEDOUT (a take of another thread is under way for 5 s), or as for
+ *	create.
+ * Context: any thread; blocks on the device; no bracket of this origin may begin before the return;
+ *	not in a callback.
+ * Lifetime: the store until cowsnap_store_close(), the snapshot as after a take.
+ */
+COWSNAP_API int cowsnap_store_dm_open(struct cowsnap_ctx *ctx,
+	const struct cowsnap_dm_options *options, struct cowsnap_take_entry *entry,
+	struct cowsnap_store **store);
+
+/*
+ * cowsnap_store_dm_set_generation - keep a number of the host's in a persistent store
+ * Returns: 0 (it is durable if there is a snapshot, else as soon as there is one); -EINVAL (a store
+ *	of another kind), -EBADF, or the device's own error.
+ * Context: any thread; blocks on the device; not in a callback.
+ * Lifetime: none.
+ */
+COWSNAP_API int cowsnap_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation);
 
 /*
  * cowsnap_store_close - end a store
@@ -309,6 +404,7 @@ COWSNAP_API int cowsnap_store_close(struct cowsnap_store *store);
 
 /*
  * cowsnap_store_set_limit - grow a store, or shrink it to no less than what is used
+ * @limit_bytes: of preimages; 0: as much as the device has room for at this moment
  * Returns: 0; -EBADF, -ERANGE (more than the device has, or less than a chunk), -EBUSY (less than
  *	is used), -ENOTSUP (a store of the host's that cannot).
  * Context: any thread; does not block; may run in a callback. Wakes writers that wait for space.
@@ -409,8 +505,9 @@ struct cowsnap_take_options {
  * Returns: 0 (each entry's snapshot is set); -EINVAL (no entries, unknown flag or size, LOSER_ASK
  *	without decide, unknown on_full, an origin and store named twice), -E2BIG, -EBADF (closed
  *	handle), -EXDEV (an origin or a store of another context), -ENOTSUP (the store holds one
- *	snapshot and has it), -ETIMEDOUT (deadline), -ENOMEM, or freeze's error. Nothing was taken
- *	then. That a store is on its origin was refused when the second of them was opened.
+ *	snapshot and has it), -ETIMEDOUT (deadline), -ENOMEM, freeze's error, or that of a
+ *	persistent store that could not record the snapshot. Nothing was taken then. That a store
+ *	is on its origin was refused when the second of them was opened.
  * Context: any thread, several at once (they go one after the other); blocks up to the deadline;
  *	not inside a bracket of one of these origins (it would wait for itself until the deadline);
  *	not in a callback.
@@ -424,14 +521,31 @@ COWSNAP_API int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_
  *
  * Constant time. What only this snapshot needed is given back by cowsnap_reclaim(), and by a write
  * that would else find the store full. The caller's reference stays: release it with
- * cowsnap_snapshot_unref().
+ * cowsnap_snapshot_unref(). A persistent store records the drop first, so that the snapshot does
+ * not come back after a crash.
  *
- * Returns: 0; -EIDRM (dropped already).
+ * Returns: 0; -EIDRM (dropped already), or the error of a persistent store that could not record
+ *	it: the snapshot is as before.
  * Context: any thread, also while others read this snapshot or write to the origin; does not block
- *	on I/O or on writers; may run in a callback.
+ *	on writers, nor on I/O unless the store is persistent; may run in a callback.
  * Lifetime: the handle stays valid until its last reference goes.
  */
 COWSNAP_API int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot);
+
+/*
+ * cowsnap_snapshot_deactivate - end a snapshot in this process, and leave it in its store
+ *
+ * For a host that ends and wants its snapshot at the next start: see cowsnap_store_dm_open(). Also
+ * for one whose store's device has failed, so that a drop cannot be recorded, and whose writes must
+ * go on: what is on the device is then worthless, and only the host knows. Afterwards the store is
+ * good for nothing but to be closed. Let no bracket be open, and write no more to the origin: that
+ * is not saved any more.
+ *
+ * Returns: 0; -ENOTSUP (the store is not persistent), -EIDRM (dropped or deactivated already).
+ * Context: any thread; does not block; may run in a callback.
+ * Lifetime: as for a drop; the state is COWSNAP_SNAPSHOT_DROPPED.
+ */
+COWSNAP_API int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot);
 
 /*
  * cowsnap_snapshot_ref - one more reference, so that a reader may outlive the drop

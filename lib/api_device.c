@@ -99,7 +99,12 @@ int cowsnap_device_close(struct cowsnap_device *device)
 
 uint64_t cowsnap_device_size(const struct cowsnap_device *device)
 {
-	return cs_handle_closed(&device->handle) ? 0 : device->size_bytes;
+	return cs_handle_closed(&device->handle) ? 0 : cs_dev_size(device);
+}
+
+int cowsnap_device_refresh(struct cowsnap_device *device)
+{
+	return cs_dev_refresh(device);
 }
 
 int cowsnap_device_read(

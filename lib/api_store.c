@@ -2,12 +2,13 @@
  *
  * Stores: opening, closing, their numbers, and the calls of the building block.
  */
+#include "api_store.h"
 #include "alloc.h"
 #include "api_device.h"
 #include "origin.h"
 
 /* Gives a new store what the snapshots need, and makes it one of the context. */
-static int adopt(struct cowsnap_ctx *ctx, struct cowsnap_store *store, struct cowsnap_store **out)
+static int adopt(struct cowsnap_ctx *ctx, struct cowsnap_store *store)
 {
 	int rc = cs_store_upper_create(store);
 
@@ -27,8 +28,19 @@ static int adopt(struct cowsnap_ctx *ctx, struct cowsnap_store *store, struct co
 	store->upper->next = ctx->stores;
 	ctx->stores = store->upper;
 	cs_mutex_unlock(&ctx->admin);
-	*out = store;
 	return 0;
+}
+
+int cs_api_store_opened(struct cowsnap_ctx *ctx, int rc, struct cowsnap_device *device,
+	struct cowsnap_store *store, struct cowsnap_store **out)
+{
+	if (!rc)
+		rc = adopt(ctx, store);
+	if (!rc)
+		*out = store;
+	else if (device)
+		cs_api_unname_device(device);
+	return rc;
 }
 
 int cowsnap_store_transient(struct cowsnap_ctx *ctx,
@@ -36,17 +48,13 @@ int cowsnap_store_transient(struct cowsnap_ctx *ctx,
 {
 	struct cowsnap_device *device =
 		options && options->size >= sizeof(*options) ? options->device : NULL;
-	struct cowsnap_store *store;
+	struct cowsnap_store *store = NULL;
 	int rc = device ? cs_api_name_device(ctx, device) : 0;
 
 	if (rc)
 		return rc;
 	rc = cs_store_transient(&ctx->base, options, &store);
-	if (!rc)
-		rc = adopt(ctx, store, out);
-	if (rc && device)
-		cs_api_unname_device(device);
-	return rc;
+	return cs_api_store_opened(ctx, rc, device, store, out);
 }
 
 int cowsnap_store_create(struct cowsnap_ctx *ctx, const struct cowsnap_store_ops *ops,
@@ -54,17 +62,13 @@ int cowsnap_store_create(struct cowsnap_ctx *ctx, const struct cowsnap_store_ops
 {
 	struct cowsnap_device *device =
 		options && options->size >= sizeof(*options) ? options->device : NULL;
-	struct cowsnap_store *store;
+	struct cowsnap_store *store = NULL;
 	int rc = device ? cs_api_name_device(ctx, device) : 0;
 
 	if (rc)
 		return rc;
 	rc = cs_store_create(&ctx->base, ops, options, user, &store);
-	if (!rc)
-		rc = adopt(ctx, store, out);
-	if (rc && device)
-		cs_api_unname_device(device);
-	return rc;
+	return cs_api_store_opened(ctx, rc, device, store, out);
 }
 
 /* Forgets the chains, if no snapshot is in any, and takes the store out of the context. Under

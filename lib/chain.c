@@ -6,6 +6,7 @@
 #include "chain.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -230,21 +231,92 @@ static bool make_invalid(struct cowsnap_snapshot *s, int reason, uint64_t offset
 	return lost;
 }
 
-bool cs_snapshot_lose(struct cowsnap_snapshot *s, int reason, uint64_t offset, uint64_t length)
+/* It was live and is not any more. */
+static void count_out(struct cowsnap_snapshot *s)
 {
-	struct cs_chain *chain = s->chain;
+	atomic_fetch_sub_explicit(&s->chain->live, 1, memory_order_relaxed);
+	cs_chain_ghosted(s->chain);
+}
+
+int cs_snapshot_lose(struct cowsnap_snapshot *s, int reason, uint64_t offset, uint64_t length)
+{
+	struct cowsnap_store *store = s->chain->store;
+	int rc;
 
 	if (!cs_snapshot_live(s))
-		return false;
-	/* Durable before anybody can see it and let a write go on because of it. A store that
-	 * cannot even say that has nothing left to lose. */
-	cs_store_invalidate(chain->store, reason);
-	if (!make_invalid(s, reason, offset, length))
-		return false;
-	atomic_fetch_sub_explicit(&chain->live, 1, memory_order_relaxed);
-	cs_chain_ghosted(chain);
-	tell_invalid(s, reason);
-	return true;
+		return 0;
+	/* Durable before anybody can see it and let a write go on because of it. If the snapshot is
+	 * dropped meanwhile, no other can begin in this store before the caller's bracket ends. */
+	rc = cs_store_invalidate(store, reason);
+	if (rc) {
+		cs_log(store->base, COWSNAP_LOG_ERROR,
+			"store on %s: that snapshot %llu is invalid could not be recorded: error "
+			"%d",
+			store->device->name, (unsigned long long)s->id, rc);
+		return rc;
+	}
+	if (make_invalid(s, reason, offset, length)) {
+		count_out(s);
+		tell_invalid(s, reason);
+	}
+	return 0;
+}
+
+void cs_snapshot_found_invalid(struct cowsnap_snapshot *s)
+{
+	if (make_invalid(s, -EUCLEAN, 0, 0))
+		count_out(s);
+}
+
+static bool dropped(const struct cowsnap_snapshot *s)
+{
+	return atomic_load_explicit(&s->state, memory_order_relaxed) == COWSNAP_SNAPSHOT_DROPPED;
+}
+
+/* Returns: the state before. */
+static int set_dropped(struct cowsnap_snapshot *s)
+{
+	/* Release: pairs with cs_snapshot_live. */
+	return atomic_exchange_explicit(&s->state, COWSNAP_SNAPSHOT_DROPPED, memory_order_acq_rel);
+}
+
+/* Returns: the state before, or a negative errno: then it is as it was. */
+static int end_recorded(struct cowsnap_snapshot *s, bool record)
+{
+	struct cowsnap_store *store = s->chain->store;
+	int rc = 0;
+
+	cs_mutex_lock(&store->upper->ending);
+	/* Whoever was here before may have ended it, and the next have begun since. */
+	if (dropped(s))
+		rc = -EIDRM;
+	else if (record)
+		rc = cs_store_drop(store);
+	if (!rc)
+		rc = set_dropped(s);
+	cs_mutex_unlock(&store->upper->ending);
+	return rc;
+}
+
+int cs_snapshot_end(struct cowsnap_snapshot *s, bool record)
+{
+	int before;
+
+	if (dropped(s))
+		return -EIDRM;
+	if (cs_store_persistent(s->chain->store))
+		before = end_recorded(s, record);
+	else
+		before = set_dropped(s);
+	if (before < 0)
+		return before;
+	if (before == COWSNAP_SNAPSHOT_DROPPED)
+		return -EIDRM;
+	if (before == COWSNAP_SNAPSHOT_ACTIVE)
+		count_out(s);
+	else
+		cs_chain_ghosted(s->chain);
+	return 0;
 }
 
 /* ---- What a store has for level 3 ----------------------------------------------------------- */
@@ -262,6 +334,7 @@ int cs_store_upper_create(struct cowsnap_store *store)
 		cs_free(alloc, upper, sizeof(*upper));
 		return rc;
 	}
+	cs_mutex_init(&upper->ending);
 	cs_mutex_init(&upper->reclaiming);
 	store->upper = upper;
 	return 0;
@@ -273,6 +346,7 @@ void cs_store_upper_destroy(struct cowsnap_store *store)
 	struct cs_store_upper *upper = store->upper;
 
 	cs_mutex_fini(&upper->reclaiming);
+	cs_mutex_fini(&upper->ending);
 	cs_gate_fini(&upper->reads, alloc);
 	cs_free(alloc, upper, sizeof(*upper));
 	store->upper = NULL;

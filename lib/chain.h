@@ -111,6 +111,9 @@ struct cs_store_upper {
 	uint64_t id;                 /* rising */
 	struct cs_gate reads;        /* snapshot reads; see C4 */
 	struct cs_chain *chains;     /* under ctx->admin */
+	/* Of a persistent store: held while it records a drop and the state changes, so that a
+	 * second drop cannot meet the next snapshot. Nobody else waits for it. */
+	struct cs_mutex ending;
 	struct cs_mutex reclaiming;
 	struct cs_limbo *limbo; /* under reclaiming; see reclaim.c */
 	_Atomic uint64_t limbo_chunks;
@@ -183,9 +186,15 @@ void cs_chain_each_needing(struct cowsnap_snapshot *newest, uint64_t chunk,
 struct cowsnap_snapshot *cs_snapshot_create(
 	struct cs_chain *chain, uint64_t size_bytes, const struct cowsnap_take_entry *entry);
 void cs_snapshot_put(struct cowsnap_snapshot *snapshot);
-/* Gives a live snapshot up for @reason; tells the host. Returns: false if it was not live. */
-bool cs_snapshot_lose(
+/* Gives a live snapshot up for @reason; tells the host. Inside a bracket. Returns: 0, also if it
+ * was not live; the error of a store that cannot record it: then it is as before. */
+int cs_snapshot_lose(
 	struct cowsnap_snapshot *snapshot, int reason, uint64_t offset, uint64_t length);
+/* Its store said at open that it is invalid. */
+void cs_snapshot_found_invalid(struct cowsnap_snapshot *snapshot);
+/* No longer a snapshot. @record: a persistent store makes that durable first. Returns: 0, -EIDRM,
+ * or the error of the store: then it is as before. */
+int cs_snapshot_end(struct cowsnap_snapshot *snapshot, bool record);
 
 /* A snapshot of the chain has become a ghost: there may be something to reclaim. */
 void cs_chain_ghosted(struct cs_chain *chain);

@@ -10,7 +10,8 @@
  *     with writes and zeroes of whole blocks.
  *  D2 A device has one use at a time.
  *
- * Locking: none. The use is one atomic word; next_named is the context's.
+ * Locking: none. The use is one atomic word, and so is the size, which only rises; next_named is
+ * the context's.
  *
  * Failure: a table's error is passed on. A zero that failed may have been done in part.
  */
@@ -84,7 +85,7 @@ int cs_dev_create(const struct cs_base *base, const struct cowsnap_device_ops *u
 	if (!dev)
 		return -ENOMEM;
 	dev->handle.bytes = bytes;
-	dev->size_bytes = options.size_bytes;
+	atomic_init(&dev->size_bytes, options.size_bytes);
 	dev->block_size = options.block_size ? options.block_size : 1;
 	dev->ops = ops;
 	dev->user = user;
@@ -153,12 +154,14 @@ bool cs_dev_same(const struct cowsnap_device *a, const struct cowsnap_device *b)
 
 static inline int check_range(const struct cowsnap_device *dev, uint64_t offset, uint64_t length)
 {
+	uint64_t size = cs_dev_size(dev);
+
 	if (cs_unlikely(cs_handle_closed(&dev->handle)))
 		return -EBADF;
 	/* Also false for length 0, which wraps. */
-	if (cs_likely(length - 1 < dev->size_bytes && offset <= dev->size_bytes - length))
+	if (cs_likely(length - 1 < size && offset <= size - length))
 		return 0;
-	return cs_range_check(offset, length, dev->size_bytes);
+	return cs_range_check(offset, length, size);
 }
 
 static inline int check_change(const struct cowsnap_device *dev, uint64_t offset, uint64_t length)
@@ -195,6 +198,29 @@ int cs_dev_write(struct cowsnap_device *dev, const void *buffer, uint64_t offset
 	return dev->ops.write(dev->user, buffer, offset, length);
 }
 
+static int write_zeroes(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
+{
+	while (length) {
+		uint64_t piece = length < sizeof(zeroes) ? length : sizeof(zeroes);
+		int rc = dev->ops.write(dev->user, zeroes, offset, piece);
+
+		if (rc)
+			return rc;
+		offset += piece;
+		length -= piece;
+	}
+	return 0;
+}
+
+int cs_dev_write_zeroes(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
+{
+	int rc = check_change(dev, offset, length);
+
+	if (rc)
+		return rc;
+	return aligned(dev, offset, length) ? write_zeroes(dev, offset, length) : -EINVAL;
+}
+
 int cs_dev_zero(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
 {
 	int rc = check_change(dev, offset, length);
@@ -209,16 +235,7 @@ int cs_dev_zero(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
 		if (rc != -EOPNOTSUPP)
 			return rc;
 	}
-	while (length) {
-		uint64_t piece = length < sizeof(zeroes) ? length : sizeof(zeroes);
-
-		rc = dev->ops.write(dev->user, zeroes, offset, piece);
-		if (rc)
-			return rc;
-		offset += piece;
-		length -= piece;
-	}
-	return 0;
+	return write_zeroes(dev, offset, length);
 }
 
 int cs_dev_discard(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
@@ -242,4 +259,55 @@ int cs_dev_flush(struct cowsnap_device *dev)
 	if (cs_handle_closed(&dev->handle))
 		return -EBADF;
 	return dev->ops.flush ? dev->ops.flush(dev->user) : 0;
+}
+
+int cs_dev_write_durable(
+	struct cowsnap_device *dev, const void *buffer, uint64_t offset, uint64_t length)
+{
+	int rc = check_change(dev, offset, length);
+
+	if (rc)
+		return rc;
+	if (!aligned(dev, offset, length))
+		return -EINVAL;
+	if (cs_dev_cached(dev) && dev->ops.write_durable)
+		return dev->ops.write_durable(dev->user, buffer, offset, length);
+	rc = dev->ops.write(dev->user, buffer, offset, length);
+	return rc ? rc : cs_dev_flush(dev);
+}
+
+int cs_dev_lock(struct cowsnap_device *dev, enum cowsnap_lock lock)
+{
+	int rc = dev->ops.lock ? dev->ops.lock(dev->user, lock) : 0;
+
+	if (rc)
+		cs_log(dev->base, COWSNAP_LOG_ERROR, "%s: %s, error %d", dev->name,
+			rc == -EBUSY ? "it is in use by another process" : "it cannot be locked",
+			rc);
+	return rc;
+}
+
+int cs_dev_refresh(struct cowsnap_device *dev)
+{
+	uint64_t now_bytes, before_bytes = cs_dev_size(dev);
+	int rc;
+
+	if (cs_handle_closed(&dev->handle))
+		return -EBADF;
+	if (!dev->ops.length)
+		return 0;
+	rc = dev->ops.length(dev->user, &now_bytes);
+	if (rc)
+		return rc;
+	if (now_bytes > COWSNAP_SIZE_MAX)
+		now_bytes = COWSNAP_SIZE_MAX;
+	while (now_bytes > before_bytes &&
+		!atomic_compare_exchange_weak_explicit(&dev->size_bytes, &before_bytes, now_bytes,
+			memory_order_relaxed, memory_order_relaxed))
+		;
+	if (now_bytes >= before_bytes)
+		return 0;
+	cs_log(dev->base, COWSNAP_LOG_ERROR, "%s: it has %llu bytes now, and had %llu", dev->name,
+		(unsigned long long)now_bytes, (unsigned long long)before_bytes);
+	return -ERANGE;
 }

@@ -22,8 +22,8 @@ enum cs_dev_use {
 
 struct cowsnap_device {
 	struct cs_handle handle;
-	uint64_t size_bytes;
-	uint32_t block_size; /* writes are multiples of it; a power of two */
+	_Atomic uint64_t size_bytes; /* it may grow: read it with cs_dev_size() */
+	uint32_t block_size;         /* writes are multiples of it; a power of two */
 	bool has_identity;
 	_Atomic int claimed;               /* enum cs_dev_use */
 	struct cowsnap_device *next_named; /* of the context; see api_device.c */
@@ -57,12 +57,43 @@ bool cs_dev_claimed(const struct cowsnap_device *device);
 /* Are these the same bytes, as far as anybody can tell? */
 bool cs_dev_same(const struct cowsnap_device *a, const struct cowsnap_device *b);
 
+static inline uint64_t cs_dev_size(const struct cowsnap_device *device)
+{
+	return atomic_load_explicit(&device->size_bytes, memory_order_relaxed);
+}
+
+static inline bool cs_dev_writable(const struct cowsnap_device *device)
+{
+	return device->ops.write != NULL;
+}
+
+/* Has it a volatile cache? Without one each write is durable when it returns. */
+static inline bool cs_dev_cached(const struct cowsnap_device *device)
+{
+	return device->ops.flush != NULL;
+}
+
+/* Can it write a few blocks durably without flushing all that is in its cache? */
+static inline bool cs_dev_writes_through(const struct cowsnap_device *device)
+{
+	return !cs_dev_cached(device) || device->ops.write_durable != NULL;
+}
+
 /* As the public functions of the same name. */
+int cs_dev_refresh(struct cowsnap_device *device);
 int cs_dev_read(struct cowsnap_device *device, void *buffer, uint64_t offset, uint64_t length);
 int cs_dev_write(
 	struct cowsnap_device *device, const void *buffer, uint64_t offset, uint64_t length);
 int cs_dev_zero(struct cowsnap_device *device, uint64_t offset, uint64_t length);
 int cs_dev_discard(struct cowsnap_device *device, uint64_t offset, uint64_t length);
 int cs_dev_flush(struct cowsnap_device *device);
+
+/* Writes, and flushes if the device cannot write through its cache. */
+int cs_dev_write_durable(
+	struct cowsnap_device *device, const void *buffer, uint64_t offset, uint64_t length);
+/* Writes zeroes, which keeps the space that a range has; cs_dev_zero() may give it up. */
+int cs_dev_write_zeroes(struct cowsnap_device *device, uint64_t offset, uint64_t length);
+/* Returns: 0, or -EBUSY (another process is there). */
+int cs_dev_lock(struct cowsnap_device *device, enum cowsnap_lock lock);
 
 #endif

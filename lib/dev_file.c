@@ -16,9 +16,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <stdatomic.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "alloc.h"
@@ -30,12 +33,13 @@
 
 struct file {
 	int fd;
+	int lock_fd; /* of a block device that is locked; else -1 */
 	bool direct;
 	bool block_device;
-	uint32_t block_size;   /* of offsets and lengths; 1 if not direct */
-	uint32_t memory_align; /* of buffer addresses; 1 if not direct */
-	uint32_t sector_size;  /* of discards; 1 for a regular file */
-	uint64_t size_bytes;
+	uint32_t block_size;         /* of offsets and lengths; 1 if not direct */
+	uint32_t memory_align;       /* of buffer addresses; 1 if not direct */
+	uint32_t sector_size;        /* of discards; 1 for a regular file */
+	_Atomic uint64_t size_bytes; /* the longest that it was known to be */
 	struct stat stat;
 	bool created; /* by this open: goes again if the open fails later on */
 	const struct cs_base *base;
@@ -55,6 +59,16 @@ static int log_refusal(const struct file *f, int rc, const char *why)
 {
 	cs_log(f->base, COWSNAP_LOG_ERROR, "file '%s': %s", f->path, why);
 	return rc;
+}
+
+static int open_retry(const char *path, int flags, mode_t mode)
+{
+	int fd;
+
+	do {
+		fd = open(path, flags, mode);
+	} while (fd < 0 && errno == EINTR);
+	return fd < 0 ? -errno : fd;
 }
 
 /* ---- Input and output ----------------------------------------------------------------------- */
@@ -211,6 +225,46 @@ static int file_discard(void *user, uint64_t offset, uint64_t length)
 	return rc == -EOPNOTSUPP ? 0 : rc;
 }
 
+/* How long is it? */
+static int measure(const struct file *f, uint64_t *size_bytes)
+{
+	struct stat now;
+
+	if (f->block_device)
+		return ioctl(f->fd, BLKGETSIZE64, size_bytes) < 0 ? -errno : 0;
+	if (fstat(f->fd, &now) < 0)
+		return -errno;
+	*size_bytes = (uint64_t)now.st_size;
+	return 0;
+}
+
+static uint64_t known_bytes(const struct file *f)
+{
+	return atomic_load_explicit(&f->size_bytes, memory_order_relaxed);
+}
+
+static int file_length(void *user, uint64_t *size_bytes)
+{
+	struct file *f = user;
+	int rc = measure(f, size_bytes);
+
+	if (!rc && *size_bytes > known_bytes(f))
+		atomic_store_explicit(&f->size_bytes, *size_bytes, memory_order_relaxed);
+	return rc;
+}
+
+/* A write beyond the end would make a truncated file whole again, with zeroes where data was; this
+ * is the moment at which somebody relies on it. */
+static int check_whole(const struct file *f)
+{
+	uint64_t now_bytes;
+	int rc = measure(f, &now_bytes);
+
+	if (rc || now_bytes >= known_bytes(f))
+		return rc;
+	return log_refusal(f, -EIO, "it is shorter than it was: truncated?");
+}
+
 static int file_flush(void *user)
 {
 	const struct file *f = user;
@@ -219,7 +273,58 @@ static int file_flush(void *user)
 	do {
 		rc = fdatasync(f->fd);
 	} while (rc < 0 && errno == EINTR);
-	return rc < 0 ? -errno : 0;
+	return rc < 0 ? -errno : check_whole(f);
+}
+
+/* Past the page cache, the kernel makes this one write with FUA where the disk has it. (In the page
+ * cache it would be a write and a flush, and a flush of the caller's covers more.) */
+static int file_write_durable(void *user, const void *buffer, uint64_t offset, uint64_t length)
+{
+	const struct file *f = user;
+	struct iovec part = {(void *)buffer, length};
+	ssize_t n;
+
+	if (!((uintptr_t)buffer & (f->memory_align - 1))) {
+		do {
+			n = pwritev2(f->fd, &part, 1, (off_t)offset, RWF_DSYNC);
+		} while (n < 0 && errno == EINTR);
+		if (n == (ssize_t)length)
+			return check_whole(f);
+		if (n < 0 && errno != EOPNOTSUPP)
+			return -errno;
+	}
+	/* Part of it, or an old kernel, or a buffer that it does not take. */
+	n = file_write(user, buffer, offset, length);
+	return n ? (int)n : file_flush(user);
+}
+
+/* A file: a lock of the open file description, which no other open of it in this process shares
+ * or gives up. A block device: an exclusive open, which also the kernel's own users respect. */
+static int file_lock(void *user, enum cowsnap_lock lock)
+{
+	static const short kinds[] = {F_UNLCK, F_RDLCK, F_WRLCK};
+	struct file *f = user;
+	struct flock range = {.l_type = kinds[lock], .l_whence = SEEK_SET};
+	char path[32];
+
+	if (!f->block_device) {
+		if (fcntl(f->fd, F_OFD_SETLK, &range) == 0)
+			return 0;
+		if (errno == EAGAIN || errno == EACCES)
+			return -EBUSY;
+		/* Some file systems know no locks: not a reason to refuse a store. */
+		log_errno(f, "lock", errno);
+		return 0;
+	}
+	if (lock == COWSNAP_LOCK_NONE && f->lock_fd >= 0) {
+		close(f->lock_fd);
+		f->lock_fd = -1;
+	}
+	if (lock == COWSNAP_LOCK_NONE || f->lock_fd >= 0)
+		return 0;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", f->fd);
+	f->lock_fd = open_retry(path, O_RDONLY | O_EXCL | O_CLOEXEC, 0);
+	return f->lock_fd < 0 ? f->lock_fd : 0;
 }
 
 static int file_identity(void *user, struct cowsnap_device_identity *identity)
@@ -238,22 +343,14 @@ static void file_close(void *user)
 {
 	struct file *f = user;
 
+	if (f->lock_fd >= 0)
+		close(f->lock_fd);
 	if (f->fd >= 0)
 		close(f->fd);
 	cs_free(f->base->alloc, f, sizeof(*f) + f->path_bytes);
 }
 
 /* ---- Opening -------------------------------------------------------------------------------- */
-
-static int open_retry(const char *path, int flags, mode_t mode)
-{
-	int fd;
-
-	do {
-		fd = open(path, flags, mode);
-	} while (fd < 0 && errno == EINTR);
-	return fd < 0 ? -errno : fd;
-}
 
 static int open_new(struct file *f, int flags, uint64_t length_bytes)
 {
@@ -301,28 +398,28 @@ static int open_path(struct file *f, const struct cowsnap_file_options *options)
 
 static int look_at(struct file *f)
 {
-	int sector = 0;
+	uint64_t size_bytes;
+	int sector = 0, rc;
 
 	if (fstat(f->fd, &f->stat) < 0) {
-		int rc = -errno;
-
+		rc = -errno;
 		log_errno(f, "fstat", -rc);
 		return rc;
 	}
 	f->block_device = S_ISBLK(f->stat.st_mode);
 	if (!f->block_device && !S_ISREG(f->stat.st_mode))
 		return log_refusal(f, -EINVAL, "neither a regular file nor a block device");
-	f->size_bytes = (uint64_t)f->stat.st_size;
-	if (f->block_device && (ioctl(f->fd, BLKGETSIZE64, &f->size_bytes) < 0 ||
-				       ioctl(f->fd, BLKSSZGET, &sector) < 0)) {
-		int rc = -errno;
-
-		log_errno(f, "size of the block device", -rc);
+	rc = measure(f, &size_bytes);
+	if (!rc && f->block_device && ioctl(f->fd, BLKSSZGET, &sector) < 0)
+		rc = -errno;
+	if (rc) {
+		log_errno(f, "size of the file or block device", -rc);
 		return rc;
 	}
+	atomic_init(&f->size_bytes, size_bytes);
 	if (sector > 0)
 		f->sector_size = (uint32_t)sector;
-	if (!f->size_bytes)
+	if (!size_bytes)
 		return log_refusal(f, -EINVAL, "it has no length");
 	return 0;
 }
@@ -335,7 +432,7 @@ static bool takes_half_kib(const struct file *f)
 
 	if (!buffer)
 		return false;
-	takes = pread(f->fd, buffer, 512, f->size_bytes >= 1024 ? 512 : 0) >= 0;
+	takes = pread(f->fd, buffer, 512, known_bytes(f) >= 1024 ? 512 : 0) >= 0;
 	cs_free(f->base->alloc, buffer, PROBE_BYTES);
 	return takes;
 }
@@ -379,7 +476,7 @@ static int make_device(struct file *f, bool readonly, struct cowsnap_device **de
 {
 	struct cowsnap_device_options options = {
 		.size = sizeof(options),
-		.size_bytes = f->size_bytes,
+		.size_bytes = known_bytes(f),
 		.block_size = f->block_size,
 		.name = f->path,
 	};
@@ -392,6 +489,9 @@ static int make_device(struct file *f, bool readonly, struct cowsnap_device **de
 		.flush = file_flush,
 		.identity = file_identity,
 		.close = file_close,
+		.write_durable = f->direct ? file_write_durable : NULL,
+		.length = file_length,
+		.lock = file_lock,
 	};
 
 	if (readonly)
@@ -417,16 +517,17 @@ int cs_dev_file(const struct cs_base *base, const char *path,
 	if (!f)
 		return -ENOMEM;
 	f->base = base;
-	f->fd = -1;
+	f->fd = f->lock_fd = -1;
 	f->block_size = f->memory_align = f->sector_size = 1;
 	f->path_bytes = path_bytes;
 	memcpy(f->path, path, path_bytes);
+	f->direct = options.flags & COWSNAP_FILE_DIRECT;
 	rc = check_options(f, &options);
 	if (!rc)
 		rc = open_path(f, &options);
 	if (!rc)
 		rc = look_at(f);
-	if (!rc && (options.flags & COWSNAP_FILE_DIRECT))
+	if (!rc && f->direct)
 		rc = find_alignment(f);
 	if (!rc)
 		rc = make_device(f, options.flags & COWSNAP_FILE_READONLY, device);

@@ -164,6 +164,16 @@ void cs_format_dm_encode_header(const struct cs_format_dm_header *header, void *
 	store_u32(at + 12, (uint32_t)(header->chunk_size_bytes >> SECTOR_SHIFT));
 }
 
+uint64_t cs_format_dm_decode_generation(const void *bytes)
+{
+	return load_u64((const uint8_t *)bytes + CS_FORMAT_DM_HEADER_BYTES);
+}
+
+void cs_format_dm_encode_generation(uint64_t generation, void *bytes)
+{
+	store_u64((uint8_t *)bytes + CS_FORMAT_DM_HEADER_BYTES, generation);
+}
+
 /* ---- Layout --------------------------------------------------------------------------------- */
 
 static uint64_t at_most(uint64_t value, uint64_t most)

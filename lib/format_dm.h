@@ -65,6 +65,11 @@ enum cs_format_dm_error cs_format_dm_decode_header(
 	const void *bytes, struct cs_format_dm_header *header, struct cs_format_dm_fault *fault);
 void cs_format_dm_encode_header(const struct cs_format_dm_header *header, void *bytes);
 
+/* The host's number, behind the header: bytes that kernels write as zeroes and ignore. @bytes: the
+ * first CS_FORMAT_DM_HEADER_BYTES and as many as a u64 has. */
+uint64_t cs_format_dm_decode_generation(const void *bytes);
+void cs_format_dm_encode_generation(uint64_t generation, void *bytes);
+
 /* ---- Layout --------------------------------------------------------------------------------- */
 
 struct cs_format_dm_layout {

@@ -33,7 +33,7 @@ int cs_origin_init(struct cowsnap_origin *origin, struct cowsnap_device *device)
 	if (rc)
 		return rc;
 	origin->device = device;
-	origin->size_bytes = device->size_bytes;
+	origin->size_bytes = cs_dev_size(device);
 	origin->stats = cs_stats_create(ctx->base.alloc);
 	origin->spare_chain = cs_chain_create(ctx);
 	if (!origin->stats || !origin->spare_chain) {
@@ -188,7 +188,6 @@ void cs_origin_prune(struct cowsnap_origin *origin)
 	struct cs_heads *then = NULL;
 	uint32_t slot;
 
-	assert(!ctx->taking);
 	cs_origin_sweep(origin);
 	slot = cs_gate_pick(&origin->gate);
 	if (!now || live == now->count || slot == CS_GATE_SLOTS)

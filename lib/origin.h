@@ -59,7 +59,8 @@ void cs_origin_set_heads(struct cowsnap_origin *origin, uint32_t slot, struct cs
 /* Lets go of the heads of generations that have ended. Under ctx->admin. */
 void cs_origin_sweep(struct cowsnap_origin *origin);
 /* Stops saving into chains that have no live snapshot. May do nothing, if all slots are in use or
- * memory is short: the writers skip such chains anyway. Under ctx->admin, no take in progress. */
+ * memory is short: the writers skip such chains anyway. Under ctx->admin; no take is under way, or
+ * the caller is the one who takes and has planned nothing yet. */
 void cs_origin_prune(struct cowsnap_origin *origin);
 /* One of its snapshots is a ghost now: prunes, at once or after the take in progress. */
 void cs_origin_lost_one(struct cowsnap_origin *origin);
@@ -102,6 +103,17 @@ int cs_save_round(struct cowsnap_origin *origin, const struct cs_heads *heads, u
  */
 int cs_trouble_resolve(struct cowsnap_origin *origin, struct cs_trouble *trouble);
 
+/* How a snapshot comes that its store has already: load fills its map, with I/O. */
+struct cs_attach {
+	int (*load)(void *user, struct cowsnap_map *map);
+	void *user;
+};
+
+/* As a take of one entry, but for a snapshot that is there. -EBUSY: a bracket of the origin has
+ * begun before. */
+int cs_take_attach(
+	struct cowsnap_ctx *ctx, struct cowsnap_take_entry *entry, const struct cs_attach *attach);
+
 /* Frees what dropped snapshots of @store left; at most about *max_chunks exceptions, which it
  * counts down. The caller has locked upper->reclaiming; this unlocks it. Returns: is there more
  * that can be done? */
@@ -111,6 +123,11 @@ bool cs_reclaim_locked_store(struct cowsnap_store *store, uint64_t *max_chunks)
  * it, which never waits for a writer. Returns: is it worth looking for space again? */
 bool cs_reclaim_for_space(struct cowsnap_store *store);
 
+/* Waits until there may be new space in the store, since @seen_epoch was read. Space that only a
+ * reader holds back is freed by that reader when it leaves, if it sees the waiter; else the look at
+ * limbo here comes after it left. Returns: false if @deadline_ns passed first. */
+bool cs_reclaim_wait(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns);
+
 /* All that can be done, for a caller that has locked upper->reclaiming. */
 void cs_reclaim_everything(struct cowsnap_store *store) CS_REQUIRES(store->upper->reclaiming);
 
@@ -118,7 +135,7 @@ void cs_reclaim_everything(struct cowsnap_store *store) CS_REQUIRES(store->upper
  * this reader held back. */
 static inline void cs_reclaim_after_reading(struct cowsnap_store *store)
 {
-	/* seq_cst, after leaving the gate; pairs with wait_for_space. */
+	/* seq_cst, after leaving the gate; pairs with cs_reclaim_wait. */
 	if (cs_unlikely(atomic_load_explicit(&store->upper->limbo_waiters, memory_order_seq_cst)))
 		cs_reclaim_for_space(store);
 }

@@ -420,6 +420,19 @@ bool cs_reclaim_for_space(struct cowsnap_store *store)
 	return more || cs_store_space_epoch(store) != epoch;
 }
 
+bool cs_reclaim_wait(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns)
+{
+	_Atomic uint32_t *waiters = &store->upper->limbo_waiters;
+	bool changed;
+
+	/* seq_cst: announce, then look; pairs with cs_reclaim_after_reading. */
+	atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst);
+	cs_reclaim_for_space(store);
+	changed = cs_store_wait_space(store, seen_epoch, deadline_ns);
+	atomic_fetch_sub_explicit(waiters, 1, memory_order_relaxed);
+	return changed;
+}
+
 void cs_reclaim_everything(struct cowsnap_store *store)
 {
 	uint64_t everything = UINT64_MAX;

@@ -167,7 +167,7 @@ uint64_t cs_store_high_water(struct cowsnap_store *store)
 static bool run_sane(
 	const struct cowsnap_store *store, uint64_t want, uint64_t location, uint64_t count)
 {
-	uint64_t chunks = store->device->size_bytes >> store->chunk_shift;
+	uint64_t chunks = cs_dev_size(store->device) >> store->chunk_shift;
 
 	if (count && count <= want && location < chunks && count <= chunks - location)
 		return true;
@@ -264,7 +264,7 @@ int cs_store_set_limit(struct cowsnap_store *store, uint64_t limit_bytes)
 
 	if (!store->ops.set_limit)
 		return -ENOTSUP;
-	if (!limit_chunks || limit_bytes > store->device->size_bytes)
+	if ((limit_bytes && !limit_chunks) || limit_bytes > cs_dev_size(store->device))
 		return -ERANGE;
 	rc = store->ops.set_limit(store->user, limit_chunks);
 	if (!rc)
@@ -276,6 +276,16 @@ void cs_store_emptied(struct cowsnap_store *store)
 {
 	if (store->ops.emptied)
 		store->ops.emptied(store->user);
+}
+
+int cs_store_begin(struct cowsnap_store *store)
+{
+	return store->ops.begin ? store->ops.begin(store->user) : 0;
+}
+
+int cs_store_drop(struct cowsnap_store *store)
+{
+	return store->ops.drop ? store->ops.drop(store->user) : 0;
 }
 
 int cs_store_invalidate(struct cowsnap_store *store, int reason)

@@ -45,6 +45,17 @@ int cs_store_create(const struct cs_base *base, const struct cowsnap_store_ops *
 int cs_store_transient(const struct cs_base *base, const struct cowsnap_transient_options *options,
 	struct cowsnap_store **store);
 
+int cs_store_dm_create(const struct cs_base *base, const struct cowsnap_dm_options *options,
+	struct cowsnap_store **store);
+/* @origin: for the bounds of its chunks, and its block. The records are not read yet. */
+int cs_store_dm_open(const struct cs_base *base, const struct cowsnap_dm_options *options,
+	const struct cowsnap_device *origin, struct cowsnap_store **store);
+/* Reads the records into a map and makes the store ready for more. Returns: as the public function;
+ * sets *@valid to whether the snapshot is. */
+int cs_store_dm_attach(struct cowsnap_store *store, const struct cowsnap_device *origin,
+	struct cowsnap_map *map, bool *valid);
+int cs_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation);
+
 /* Marks it closed, gives the device up and calls the table's close. No call may be running. */
 void cs_store_fini(struct cowsnap_store *store);
 /* The same, and frees it; NULL is accepted. */
@@ -77,7 +88,14 @@ void cs_store_wake(struct cowsnap_store *store);
 int cs_store_commit(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count);
 void cs_store_space(const struct cowsnap_store *store, struct cowsnap_store_space *space);
 uint64_t cs_store_high_water(struct cowsnap_store *store); /* chunks */
+/* A snapshot begins, becomes invalid, ends: made durable by a store that outlives the process. */
+int cs_store_begin(struct cowsnap_store *store);
 int cs_store_invalidate(struct cowsnap_store *store, int reason);
+int cs_store_drop(struct cowsnap_store *store);
+static inline bool cs_store_persistent(const struct cowsnap_store *store)
+{
+	return store->ops.drop != NULL;
+}
 void cs_store_emptied(struct cowsnap_store *store);
 /* Returns: as the public function, except that closed is the caller's to check. */
 int cs_store_set_limit(struct cowsnap_store *store, uint64_t limit_bytes);

@@ -22,8 +22,7 @@
  *     read in this order: fresh, placing == 0, used == 0.
  *  T3 The bitmap covers all chunks below `fresh`: memory for it is had before `fresh` rises. So a
  *     free cannot fail.
- *  T4 A summary bit is set exactly when its word of the bitmap is not zero.
- *  T5 Who waits for others to settle raises `waiting` before it looks at `placing`; who settles
+ *  T4 Who waits for others to settle raises `waiting` before it looks at `placing`; who settles
  *     lowers `placing` before it looks at `waiting`; all sequentially consistent, so that no
  *     wake-up is lost.
  *
@@ -42,34 +41,21 @@
 #include <unistd.h>
 
 #include "alloc.h"
+#include "runs.h"
 
 #define CHUNK_SIZE_DEFAULT UINT64_C(4096)
-
-/* Segment k of the bitmap is FIRST_WORDS << k words long: 56 bits of locations need no more. */
-#define FIRST_WORDS UINT64_C(512)
-#define SEGMENTS    48u
-#define NO_WORD     UINT64_MAX
-#define NO_CHUNK    UINT64_MAX
-
-/* Freed runs to look at for one that is long enough. */
-#define TRIES 16u
 
 /* Memory is given back in areas of this length, a huge page, once more than WARM_BYTES are free: to
  * fault pages in again costs more than to copy into them. */
 #define AREA_BYTES (UINT64_C(2) << 20)
 #define WARM_BYTES (UINT64_C(64) << 20)
 
-struct segment {
-	uint64_t *words;   /* a bit for each chunk: 1 is freed */
-	uint64_t *summary; /* a bit for each word: 1 is not zero; behind the words */
-};
-
 struct transient {
 	const struct cs_base *base;
 	struct cowsnap_device *device;
 	bool own_device;
 	uint32_t chunk_shift;
-	uint64_t capacity; /* chunks */
+	_Atomic uint64_t capacity; /* chunks; rises with the device, under lock */
 
 	_Alignas(CS_CACHE_BYTES) _Atomic uint64_t used;
 	_Atomic uint64_t fresh;
@@ -81,149 +67,19 @@ struct transient {
 
 	struct cs_mutex lock;
 	struct cs_cond settled; /* with lock: a thread is out of take_fresh(), and somebody waits */
-	struct segment segment[SEGMENTS]; /* under lock */
-	uint64_t next;                    /* chunk at which to look on; under lock */
+	struct cs_runs freed_runs; /* under lock */
+	uint64_t next;             /* chunk at which to look on; under lock */
 };
-
-/* ---- The bitmap; all under the lock --------------------------------------------------------- */
-
-static uint64_t segment_words(unsigned k)
-{
-	return FIRST_WORDS << k;
-}
-
-/* The first word of segment k. */
-static uint64_t segment_start(unsigned k)
-{
-	return (FIRST_WORDS << k) - FIRST_WORDS;
-}
-
-static unsigned segment_of(uint64_t word)
-{
-	return 63u - (unsigned)__builtin_clzll(word / FIRST_WORDS + 1);
-}
-
-static size_t segment_bytes(unsigned k)
-{
-	return (size_t)(segment_words(k) + segment_words(k) / 64) * sizeof(uint64_t);
-}
-
-/* Writes @bits to a word and keeps T4. */
-static void store_word(struct transient *t, uint64_t word, uint64_t bits)
-{
-	unsigned k = segment_of(word);
-	uint64_t at = word - segment_start(k);
-	uint64_t mark = UINT64_C(1) << (at & 63);
-
-	t->segment[k].words[at] = bits;
-	if (bits)
-		t->segment[k].summary[at / 64] |= mark;
-	else
-		t->segment[k].summary[at / 64] &= ~mark;
-}
-
-static uint64_t load_word(const struct transient *t, uint64_t word)
-{
-	unsigned k = segment_of(word);
-
-	return t->segment[k].words[word - segment_start(k)];
-}
-
-static uint64_t word_end(const struct transient *t)
-{
-	return atomic_load_explicit(&t->covered, memory_order_relaxed) / 64;
-}
-
-/* The first word from @word on that is not zero. */
-static uint64_t next_word(const struct transient *t, uint64_t word)
-{
-	uint64_t end = word_end(t);
-
-	while (word < end) {
-		unsigned k = segment_of(word);
-		uint64_t at = word - segment_start(k);
-		uint64_t marks = t->segment[k].summary[at / 64] & (UINT64_MAX << (at & 63));
-
-		if (marks)
-			return word - (at & 63) + (unsigned)__builtin_ctzll(marks);
-		word += 64 - (at & 63);
-	}
-	return NO_WORD;
-}
-
-static uint64_t next_freed(const struct transient *t, uint64_t chunk)
-{
-	uint64_t word = chunk / 64;
-	uint64_t bits;
-
-	if (word >= word_end(t))
-		return NO_CHUNK;
-	bits = load_word(t, word) & (UINT64_MAX << (chunk & 63));
-	if (!bits) {
-		word = next_word(t, word + 1);
-		if (word == NO_WORD)
-			return NO_CHUNK;
-		bits = load_word(t, word);
-	}
-	return word * 64 + (unsigned)__builtin_ctzll(bits);
-}
-
-/* How many chunks from @chunk on are freed, up to @most. */
-static uint64_t freed_run(const struct transient *t, uint64_t chunk, uint64_t most)
-{
-	uint64_t end = word_end(t) * 64;
-	uint64_t at = chunk;
-
-	while (at < end && at - chunk < most) {
-		uint64_t in_use = ~load_word(t, at / 64) >> (at & 63);
-
-		if (in_use) {
-			at += (unsigned)__builtin_ctzll(in_use);
-			break;
-		}
-		at += 64 - (at & 63);
-	}
-	return at - chunk < most ? at - chunk : most;
-}
-
-/* Sets or clears the bits of a run. Returns: how many were not so before. */
-static uint64_t mark_run(struct transient *t, uint64_t chunk, uint64_t count, bool set)
-	CS_REQUIRES(t->lock)
-{
-	uint64_t end = chunk + count;
-	uint64_t changed = 0;
-
-	while (chunk < end) {
-		uint64_t bits = load_word(t, chunk / 64);
-		uint64_t n = 64 - (chunk & 63) < end - chunk ? 64 - (chunk & 63) : end - chunk;
-		uint64_t mask = (n == 64 ? UINT64_MAX : (UINT64_C(1) << n) - 1) << (chunk & 63);
-
-		changed += (unsigned)__builtin_popcountll((set ? ~bits : bits) & mask);
-		store_word(t, chunk / 64, set ? bits | mask : bits & ~mask);
-		chunk += n;
-	}
-	return changed;
-}
 
 /* Makes room for chunks below @end. */
 static int cover(struct transient *t, uint64_t end)
 {
-	int rc = 0;
+	int rc;
 
 	cs_mutex_lock(&t->lock);
-	while (word_end(t) * 64 < end) {
-		unsigned k = segment_of(word_end(t));
-		uint64_t *words = cs_alloc_zeroed(t->base->alloc, segment_bytes(k));
-
-		if (!words) {
-			rc = -ENOMEM;
-			break;
-		}
-		t->segment[k].words = words;
-		t->segment[k].summary = words + segment_words(k);
-		/* Release: pairs with take_place. */
-		atomic_store_explicit(&t->covered, segment_start(k + 1) * 64, memory_order_release);
-	}
+	rc = cs_runs_cover(&t->freed_runs, end);
+	/* Release: pairs with take_place. */
+	atomic_store_explicit(&t->covered, cs_runs_end(&t->freed_runs), memory_order_release);
 	cs_mutex_unlock(&t->lock);
 	return rc;
 }
@@ -253,33 +109,6 @@ static uint64_t count_in(struct transient *t, uint64_t want)
 	}
 }
 
-/* The run to take: long enough, or the longest of a few. Under the lock. */
-static uint64_t pick_freed(struct transient *t, uint64_t want, uint64_t *count) CS_REQUIRES(t->lock)
-{
-	uint64_t at = t->next, best = NO_CHUNK;
-	bool wrapped = false;
-
-	*count = 0;
-	for (unsigned i = 0; i < TRIES && *count < want; i++) {
-		uint64_t chunk = next_freed(t, at);
-		uint64_t n;
-
-		if (chunk == NO_CHUNK && !wrapped) {
-			wrapped = true;
-			chunk = next_freed(t, 0);
-		}
-		if (chunk == NO_CHUNK || (wrapped && chunk >= t->next && best != NO_CHUNK))
-			break;
-		n = freed_run(t, chunk, want);
-		if (n > *count) {
-			*count = n;
-			best = chunk;
-		}
-		at = chunk + n;
-	}
-	return best;
-}
-
 /* Returns: how many chunks; 0 if there are none, or @wait is false and the lock is taken. */
 static uint64_t take_freed(struct transient *t, uint64_t want, uint64_t *location, bool wait)
 {
@@ -291,11 +120,11 @@ static uint64_t take_freed(struct transient *t, uint64_t want, uint64_t *locatio
 		cs_mutex_lock(&t->lock);
 	else if (!cs_mutex_trylock(&t->lock))
 		return 0;
-	*location = pick_freed(t, want, &count);
+	*location = cs_runs_pick(&t->freed_runs, t->next, want, &count);
 	if (count)
 		count = count_in(t, count);
 	if (count) {
-		mark_run(t, *location, count, false);
+		cs_runs_mark(&t->freed_runs, *location, count, false);
 		atomic_fetch_sub_explicit(&t->freed, count, memory_order_relaxed);
 		t->next = *location + count;
 	}
@@ -307,7 +136,7 @@ static uint64_t take_freed(struct transient *t, uint64_t want, uint64_t *locatio
 static uint64_t put_back(struct transient *t, uint64_t location, uint64_t count)
 	CS_REQUIRES(t->lock)
 {
-	uint64_t changed = mark_run(t, location, count, true);
+	uint64_t changed = cs_runs_mark(&t->freed_runs, location, count, true);
 
 	atomic_fetch_add_explicit(&t->freed, changed, memory_order_relaxed);
 	return changed;
@@ -326,8 +155,9 @@ static int take_place(struct transient *t, uint64_t want, uint64_t *location, ui
 		uint64_t used = atomic_load_explicit(&t->used, memory_order_relaxed);
 		uint64_t limit = atomic_load_explicit(&t->limit, memory_order_relaxed);
 		uint64_t left = limit > used ? limit - used : 0;
+		uint64_t capacity = atomic_load_explicit(&t->capacity, memory_order_relaxed);
 
-		n = t->capacity - at < want ? t->capacity - at : want;
+		n = capacity - at < want ? capacity - at : want;
 		n = n < left ? n : left;
 		if (!n)
 			return 0;
@@ -362,7 +192,7 @@ static int take_fresh(struct transient *t, uint64_t want, uint64_t *location, ui
 		put_back(t, *location + *count, n - *count);
 		cs_mutex_unlock(&t->lock);
 	}
-	/* Release: T2, what was placed is counted; pairs with reset. seq_cst: T5; pairs with
+	/* Release: T2, what was placed is counted; pairs with reset. seq_cst: T4; pairs with
 	 * wait_settled. */
 	atomic_fetch_sub_explicit(&t->placing, 1, memory_order_seq_cst);
 	if (cs_unlikely(atomic_load_explicit(&t->waiting, memory_order_seq_cst))) {
@@ -384,7 +214,7 @@ static bool full(const struct transient *t)
 static void wait_settled(struct transient *t)
 {
 	cs_mutex_lock(&t->lock);
-	/* seq_cst here and below: T5; pairs with take_fresh. */
+	/* seq_cst here and below: T4; pairs with take_fresh. */
 	atomic_fetch_add_explicit(&t->waiting, 1, memory_order_seq_cst);
 	while (!full(t) && !atomic_load_explicit(&t->freed, memory_order_relaxed) &&
 		atomic_load_explicit(&t->placing, memory_order_seq_cst))
@@ -423,7 +253,7 @@ static void give_back_areas(struct transient *t, uint64_t location, uint64_t cou
 	uint64_t area = location - location % step;
 
 	for (; area < location + count; area += step) {
-		if (freed_run(t, area, step) == step)
+		if (cs_runs_length(&t->freed_runs, area, step) == step)
 			cs_dev_discard(t->device, area << t->chunk_shift, step << t->chunk_shift);
 	}
 }
@@ -447,8 +277,7 @@ static void reset(struct transient *t)
 	 * memory is no longer touched here; pairs with take_place. */
 	if (atomic_compare_exchange_strong_explicit(
 		    &t->fresh, &fresh, 0, memory_order_release, memory_order_relaxed)) {
-		for (unsigned k = 0; k < SEGMENTS && t->segment[k].words; k++)
-			memset(t->segment[k].words, 0, segment_bytes(k));
+		cs_runs_clear(&t->freed_runs);
 		atomic_store_explicit(&t->freed, 0, memory_order_relaxed);
 		t->next = 0;
 	}
@@ -499,18 +328,28 @@ static void transient_space(void *user, struct cowsnap_store_space *space)
 	space->limit_chunks = atomic_load_explicit(&t->limit, memory_order_relaxed);
 }
 
+static uint64_t device_chunks(const struct transient *t)
+{
+	uint64_t chunks = cs_dev_size(t->device) >> t->chunk_shift;
+
+	return chunks < COWSNAP_LOCATION_MAX + 1 ? chunks : COWSNAP_LOCATION_MAX + 1;
+}
+
 static int transient_set_limit(void *user, uint64_t limit_chunks)
 {
 	struct transient *t = user;
 	uint64_t before;
 	int rc = 0;
 
-	if (!limit_chunks || limit_chunks > t->capacity)
-		return -ERANGE;
 	cs_mutex_lock(&t->lock);
+	atomic_store_explicit(&t->capacity, device_chunks(t), memory_order_relaxed);
+	if (!limit_chunks)
+		limit_chunks = device_chunks(t);
 	before = atomic_load_explicit(&t->limit, memory_order_relaxed);
 	/* First without harm: a limit that goes down and up again may refuse an allocation. */
-	if (atomic_load_explicit(&t->used, memory_order_relaxed) > limit_chunks) {
+	if (limit_chunks > device_chunks(t)) {
+		rc = -ERANGE;
+	} else if (atomic_load_explicit(&t->used, memory_order_relaxed) > limit_chunks) {
 		rc = -EBUSY;
 	} else {
 		/* seq_cst: T1; pairs with count_in. */
@@ -529,10 +368,11 @@ static void transient_close(void *user)
 {
 	struct transient *t = user;
 
-	for (unsigned k = 0; k < SEGMENTS && t->segment[k].words; k++)
-		cs_free(t->base->alloc, t->segment[k].words, segment_bytes(k));
+	cs_runs_fini(&t->freed_runs);
 	if (t->own_device)
 		cs_dev_destroy(t->device);
+	else
+		cs_dev_lock(t->device, COWSNAP_LOCK_NONE);
 	cs_cond_fini(&t->settled);
 	cs_mutex_fini(&t->lock);
 	cs_free(t->base->alloc, t, sizeof(*t));
@@ -581,7 +421,7 @@ static int check_transient(const struct cs_base *base, struct cowsnap_transient_
 		return -EBADF;
 	if (!options->limit_bytes)
 		options->limit_bytes =
-			options->device ? options->device->size_bytes : machine_bytes() / 4;
+			options->device ? cs_dev_size(options->device) : machine_bytes() / 4;
 	if (!chunk)
 		options->chunk_size_bytes = chunk = CHUNK_SIZE_DEFAULT;
 	if (chunk & (chunk - 1)) {
@@ -592,7 +432,7 @@ static int check_transient(const struct cs_base *base, struct cowsnap_transient_
 	}
 	if (chunk < COWSNAP_CHUNK_SIZE_MIN || chunk > COWSNAP_CHUNK_SIZE_MAX ||
 		options->limit_bytes < chunk || options->limit_bytes > COWSNAP_SIZE_MAX ||
-		(options->device && options->limit_bytes > options->device->size_bytes)) {
+		(options->device && options->limit_bytes > cs_dev_size(options->device))) {
 		cs_log(base, COWSNAP_LOG_ERROR,
 			"transient store: chunk size %llu or limit %llu is out of bounds",
 			(unsigned long long)chunk, (unsigned long long)options->limit_bytes);
@@ -623,14 +463,15 @@ int cs_store_transient(const struct cs_base *base,
 	t->base = base;
 	cs_mutex_init(&t->lock);
 	cs_cond_init(&t->settled);
+	cs_runs_init(&t->freed_runs, base->alloc);
 	t->chunk_shift = (uint32_t)__builtin_ctzll(options.chunk_size_bytes);
 	t->device = options.device;
-	if (!t->device)
+	if (t->device)
+		rc = cs_dev_lock(t->device, COWSNAP_LOCK_EXCLUSIVE);
+	else
 		rc = make_memory(t, options.limit_bytes);
 	if (!rc) {
-		t->capacity = t->device->size_bytes >> t->chunk_shift;
-		if (t->capacity > COWSNAP_LOCATION_MAX + 1)
-			t->capacity = COWSNAP_LOCATION_MAX + 1;
+		atomic_init(&t->capacity, device_chunks(t));
 		atomic_init(&t->limit, options.limit_bytes >> t->chunk_shift);
 		generic.chunk_size_bytes = options.chunk_size_bytes;
 		generic.device = t->device;

@@ -135,27 +135,43 @@ static inline bool cs_cond_wait_until(struct cs_cond *c, struct cs_mutex *m, uin
 
 /* One wake-up. The waiter may return, and the memory go, as soon as the set is visible: a late
  * futex wake on memory that is no longer an event wakes nobody who minds. */
+enum { CS_EVENT_UNSET, CS_EVENT_SET, CS_EVENT_SLEPT_FOR };
+
 struct cs_event {
-	_Atomic uint32_t set;
+	_Atomic uint32_t state;
 };
 
 static inline void cs_event_init(struct cs_event *e)
 {
-	atomic_init(&e->set, 0);
+	atomic_init(&e->state, CS_EVENT_UNSET);
+}
+
+static inline bool cs_event_is_set(struct cs_event *e)
+{
+	/* Acquire: pairs with cs_event_set. */
+	return atomic_load_explicit(&e->state, memory_order_acquire) == CS_EVENT_SET;
 }
 
 static inline void cs_event_set(struct cs_event *e)
 {
-	/* Release: what led to the event; pairs with cs_event_wait. */
-	atomic_store_explicit(&e->set, 1, memory_order_release);
-	syscall(SYS_futex, &e->set, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
+	/* Release: what led to the event; pairs with cs_event_is_set and cs_event_wait. */
+	if (atomic_exchange_explicit(&e->state, CS_EVENT_SET, memory_order_release) ==
+		CS_EVENT_SLEPT_FOR)
+		syscall(SYS_futex, &e->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
 static inline void cs_event_wait(struct cs_event *e)
 {
+	uint32_t unset = CS_EVENT_UNSET;
+
 	/* Acquire: pairs with cs_event_set. */
-	while (!atomic_load_explicit(&e->set, memory_order_acquire))
-		syscall(SYS_futex, &e->set, FUTEX_WAIT_PRIVATE, 0, NULL, NULL, 0);
+	while (!cs_event_is_set(e)) {
+		atomic_compare_exchange_strong_explicit(&e->state, &unset, CS_EVENT_SLEPT_FOR,
+			memory_order_relaxed, memory_order_relaxed);
+		syscall(SYS_futex, &e->state, FUTEX_WAIT_PRIVATE, CS_EVENT_SLEPT_FOR, NULL, NULL,
+			0);
+		unset = CS_EVENT_UNSET;
+	}
 }
 
 /* Full fence. ThreadSanitizer does not model fences; a read-modify-write it does. */

@@ -2,8 +2,12 @@
  *
  * Take and drop: changing what writes save.
  *
+ * The same for a snapshot that a store has already and that is attached to its origin again: its
+ * map is filled where a new one's store is told of it.
+ *
  * plan: check the entries, make the snapshots, gather them by origin; each origin gets new heads in
  *	a slot of its gate in which nobody is, and its gate is told to switch when the epoch comes.
+ * prepare: persistent stores record that they have a snapshot; freeze.
  * publish: one store of ctx->epoch moves all these origins to their new slots. That is the instant.
  * drain: wait until nobody is left in the older slots of these origins.
  * establish: link the snapshots into their chains, let the writers that wait go on. Or, past the
@@ -20,7 +24,7 @@
  *  T2 No snapshot of a take is in a chain, and nobody claims into its map, before the drain is
  *  over.
  *
- * Locking: ctx->admin, never across freeze, thaw or the drain.
+ * Locking: ctx->admin, never across I/O of a store, freeze, thaw or the drain.
  *
  * Failure: until the publication everything is undone; after it, the take is withdrawn as a whole.
  */
@@ -38,6 +42,8 @@ struct take {
 	size_t count;
 	size_t made;                    /* entries that have their snapshot */
 	struct cowsnap_origin *origins; /* linked by plan_next */
+	size_t begun;                   /* entries whose store knows of the snapshot */
+	const struct cs_attach *attach; /* NULL: new snapshots */
 	uint64_t epoch;
 	uint64_t deadline_ns;
 };
@@ -346,28 +352,119 @@ static void end_taking(struct cowsnap_ctx *ctx)
 	cs_mutex_unlock(&ctx->admin);
 }
 
-/* A store that holds a single snapshot may still hold one that was dropped. */
-static void make_room(const struct take *take)
+/* ---- Room in a store that holds a single snapshot ----------------------------------------------
+ *
+ * It may still hold one that was dropped, because a write of before the drop may save into it, or a
+ * reader is inside. They are waited for, as the drain of the take would. Chains are neither made
+ * nor given up while there is a take.
+ */
+
+static bool only_ghosts(struct cowsnap_store *store)
+{
+	bool ghosts = false, live = false;
+
+	cs_mutex_lock(&store->handle.ctx->admin);
+	for (const struct cs_chain *c = store->upper->chains; c; c = c->next_of_store) {
+		ghosts |= cs_chain_newest(c) != NULL;
+		live |= atomic_load_explicit(&c->live, memory_order_relaxed) > 0;
+	}
+	cs_mutex_unlock(&store->handle.ctx->admin);
+	return ghosts && !live;
+}
+
+static void prune(struct cowsnap_origin *origin)
+{
+	cs_mutex_lock(&origin->handle.ctx->admin);
+	cs_origin_prune(origin);
+	cs_mutex_unlock(&origin->handle.ctx->admin);
+}
+
+/* Returns: false if the deadline passed first. */
+static bool clear_ghosts(struct cowsnap_store *store, uint64_t deadline_ns)
+{
+	uint64_t epoch = cs_store_space_epoch(store);
+
+	for (struct cs_chain *c = store->upper->chains; c; c = c->next_of_store) {
+		prune(c->origin);
+		if (!cs_gate_drain(&c->origin->gate, deadline_ns))
+			return false;
+		prune(c->origin);
+	}
+	while (cs_reclaim_for_space(store))
+		;
+	return !only_ghosts(store) || cs_reclaim_wait(store, epoch, deadline_ns);
+}
+
+static int make_room(const struct take *take)
 {
 	for (size_t i = 0; i < take->count; i++) {
 		struct cowsnap_store *store = take->entries[i].store;
 
-		while ((store->flags & COWSNAP_STORE_ONE_SNAPSHOT) && cs_reclaim_for_space(store))
-			;
+		if (!(store->flags & COWSNAP_STORE_ONE_SNAPSHOT))
+			continue;
+		while (only_ghosts(store)) {
+			if (!clear_ghosts(store, take->deadline_ns))
+				return -ETIMEDOUT;
+		}
 	}
+	return 0;
+}
+
+/* Has the stores know of their snapshots, before anybody else can. */
+static int begin_stores(struct take *take)
+{
+	for (; take->begun < take->count; take->begun++) {
+		int rc = cs_store_begin(take->entries[take->begun].store);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+/* One that fails has said so to the log; the host sees the store's next failure. */
+static void undo_begun(struct take *take)
+{
+	while (take->begun)
+		cs_store_drop(take->entries[--take->begun].store);
+}
+
+/* Fills the map of a snapshot that its store has already. */
+static int attach(struct take *take)
+{
+	struct cowsnap_take_entry *entry = take->entries;
+
+	if (cs_gate_entries(&entry->origin->gate)) {
+		cs_log(&take->ctx->base, COWSNAP_LOG_ERROR,
+			"store on %s not attached: a write of its origin was not saved",
+			entry->store->device->name);
+		return -EBUSY;
+	}
+	return take->attach->load(take->attach->user, &entry->snapshot->map);
+}
+
+static int prepare(struct take *take, const struct cowsnap_take_options *options)
+{
+	int rc = take->attach ? attach(take) : begin_stores(take);
+
+	if (!rc && options->freeze)
+		rc = options->freeze(options->user);
+	if (!rc)
+		return 0;
+	cs_mutex_lock(&take->ctx->admin);
+	turn_back(take, 0);
+	discard_plan(take);
+	cs_mutex_unlock(&take->ctx->admin);
+	undo_begun(take);
+	return rc;
 }
 
 static int take_planned(struct take *take, const struct cowsnap_take_options *options)
 {
-	int rc = options->freeze ? options->freeze(options->user) : 0;
+	int rc = prepare(take, options);
 
-	if (rc) {
-		cs_mutex_lock(&take->ctx->admin);
-		turn_back(take, 0);
-		discard_plan(take);
-		cs_mutex_unlock(&take->ctx->admin);
+	if (rc)
 		return rc;
-	}
 	/* seq_cst: the instant; pairs with cs_gate_current. */
 	atomic_store_explicit(&take->ctx->epoch, take->epoch, memory_order_seq_cst);
 	if (options->thaw)
@@ -377,9 +474,27 @@ static int take_planned(struct take *take, const struct cowsnap_take_options *op
 		return 0;
 	}
 	withdraw(take);
+	undo_begun(take);
 	cs_log(&take->ctx->base, COWSNAP_LOG_ERROR,
 		"take of %zu entries withdrawn: older writes did not end in time", take->count);
 	return -ETIMEDOUT;
+}
+
+static int run_take(struct take *take, const struct cowsnap_take_options *options)
+{
+	uint64_t wait_ns = options->deadline_ns ? options->deadline_ns : DEADLINE_DEFAULT_NS;
+	int rc;
+
+	take->deadline_ns = cs_deadline_ns(wait_ns);
+	if (!begin_taking(take->ctx, take->deadline_ns))
+		return -ETIMEDOUT;
+	rc = make_room(take);
+	if (!rc)
+		rc = plan(take);
+	if (!rc)
+		rc = take_planned(take, options);
+	end_taking(take->ctx);
+	return rc;
 }
 
 int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_options *host_options,
@@ -394,32 +509,36 @@ int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_options *hos
 		rc = -EINVAL;
 	if (!rc)
 		rc = check_entries(ctx, entries, count);
-	if (rc)
-		return rc;
-	take.deadline_ns =
-		cs_deadline_ns(options.deadline_ns ? options.deadline_ns : DEADLINE_DEFAULT_NS);
-	if (!begin_taking(ctx, take.deadline_ns))
-		return -ETIMEDOUT;
-	make_room(&take);
-	rc = plan(&take);
+	return rc ? rc : run_take(&take, &options);
+}
+
+int cs_take_attach(
+	struct cowsnap_ctx *ctx, struct cowsnap_take_entry *entry, const struct cs_attach *attach)
+{
+	static const struct cowsnap_take_options none = {0};
+	struct take take = {.ctx = ctx, .entries = entry, .count = 1, .attach = attach};
+	int rc = check_entries(ctx, entry, 1);
+
+	return rc ? rc : run_take(&take, &none);
+}
+
+static int end_snapshot(struct cowsnap_snapshot *snapshot, bool record)
+{
+	int rc = cs_snapshot_end(snapshot, record);
+
 	if (!rc)
-		rc = take_planned(&take, &options);
-	end_taking(ctx);
+		cs_origin_lost_one(snapshot->chain->origin);
 	return rc;
 }
 
 int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot)
 {
-	struct cs_chain *chain = snapshot->chain;
-	/* Release: pairs with cs_snapshot_live. */
-	int before = atomic_exchange_explicit(
-		&snapshot->state, COWSNAP_SNAPSHOT_DROPPED, memory_order_acq_rel);
+	return end_snapshot(snapshot, true);
+}
 
-	if (before == COWSNAP_SNAPSHOT_DROPPED)
-		return -EIDRM;
-	if (before == COWSNAP_SNAPSHOT_ACTIVE)
-		atomic_fetch_sub_explicit(&chain->live, 1, memory_order_relaxed);
-	cs_chain_ghosted(chain);
-	cs_origin_lost_one(chain->origin);
-	return 0;
+int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot)
+{
+	if (!cs_store_persistent(snapshot->chain->store))
+		return -ENOTSUP;
+	return end_snapshot(snapshot, false);
 }

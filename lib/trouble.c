@@ -5,7 +5,8 @@
  * Only the snapshots that need this preimage have a say. First the write waits, for as long as the
  * most patient of them allows: for space, or to try a failed copy again. Then those that want to be
  * asked are asked. One that chose "the write loses" decides for all of them, since a write that
- * fails hurts no snapshot; else each becomes invalid.
+ * fails hurts no snapshot; else each becomes invalid. A persistent store that cannot record that
+ * makes the write fail in any case: after a crash the snapshot would look whole.
  *
  * Invariants: no claim and no credits are held here, whatever the wait. A snapshot is given up only
  * if it needs the chunk, and before the write is released.
@@ -30,6 +31,7 @@ struct verdict {
 	bool asked;
 	bool write_loses;
 	bool retry;
+	int error; /* of a store that could not record that its snapshot is invalid */
 };
 
 static void longest_wait(void *user, struct cowsnap_snapshot *snapshot)
@@ -71,8 +73,11 @@ static void ask(void *user, struct cowsnap_snapshot *snapshot)
 static void lose(void *user, struct cowsnap_snapshot *snapshot)
 {
 	struct verdict *verdict = user;
+	int rc = cs_snapshot_lose(
+		snapshot, verdict->trouble->reason, verdict->offset, verdict->length);
 
-	cs_snapshot_lose(snapshot, verdict->trouble->reason, verdict->offset, verdict->length);
+	if (rc)
+		verdict->error = rc;
 }
 
 static void each_needing(const struct cs_trouble *trouble,
@@ -85,21 +90,6 @@ static void each_needing(const struct cs_trouble *trouble,
 	cs_chain_each_needing(trouble->head->newest, trouble->chunk, visit, verdict);
 	cs_gate_leave(&chain->store->upper->reads, &pass);
 	cs_reclaim_after_reading(chain->store);
-}
-
-/* Space that only a reader holds back is freed by that reader when it leaves, if it sees the
- * waiter; else the look at limbo here comes after it left. */
-static bool wait_for_space(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns)
-{
-	_Atomic uint32_t *waiters = &store->upper->limbo_waiters;
-	bool changed;
-
-	/* seq_cst: announce, then look; pairs with cs_reclaim_after_reading. */
-	atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst);
-	cs_reclaim_for_space(store);
-	changed = cs_store_wait_space(store, seen_epoch, deadline_ns);
-	atomic_fetch_sub_explicit(waiters, 1, memory_order_relaxed);
-	return changed;
 }
 
 /* Lets some time pass before a failed copy is tried again, however often space comes and goes; but
@@ -136,7 +126,7 @@ static bool waited(struct cs_trouble *trouble, struct verdict *verdict)
 		return false;
 	if (trouble->no_space) {
 		cs_stats_add(verdict->origin->stats, CS_STAT_SPACE_WAITS, 1);
-		return wait_for_space(store, trouble->space_epoch, deadline);
+		return cs_reclaim_wait(store, trouble->space_epoch, deadline);
 	}
 	if (trouble->failures >= RETRIES_MAX)
 		return false;
@@ -171,5 +161,5 @@ int cs_trouble_resolve(struct cowsnap_origin *origin, struct cs_trouble *trouble
 		return trouble->reason;
 	each_needing(trouble, lose, &verdict);
 	cs_origin_lost_one(origin);
-	return 1;
+	return verdict.error ? verdict.error : 1;
 }

@@ -217,7 +217,8 @@ COWSNAP_API void cowsnap_store_free(struct cowsnap_store *store, uint64_t locati
 /*
  * cowsnap_store_commit - record that runs of an origin are saved; returns when that is durable
  * @runs: what was written to the store's device before
- * Returns: 0, -EBADF (closed), or the store's error. A transient store has nothing to do.
+ * Returns: 0, -EBADF (closed), -ESRCH (a persistent store without a snapshot), or the store's
+ *	error. A transient store has nothing to do.
  * Context: any thread, many at once; blocks on the store's device; not in a callback.
  * Lifetime: none.
  */
@@ -233,6 +234,58 @@ COWSNAP_API int cowsnap_store_commit(
  */
 COWSNAP_API struct cowsnap_device *cowsnap_store_device(struct cowsnap_store *store);
 COWSNAP_API uint64_t cowsnap_store_chunk_size(const struct cowsnap_store *store);
+
+/* ---- The persistent format ------------------------------------------------------------------
+ *
+ * Looking at a persistent store that nobody uses.
+ */
+
+struct cowsnap_dm_inspect_options {
+	size_t size;
+	uint32_t flags; /* none defined: 0 */
+	uint32_t reserved;
+	uint64_t origin_bytes; /* 0: not known, and origin chunks may be any */
+	/* Filled with the records: origin chunk -> store chunk. Empty, and nobody else uses it.
+	 * NULL: one is made and thrown away. */
+	struct cowsnap_map *map;
+	/* Told of the records in their order, as far as they are good: @number is that of the
+	 * first of @run->count ones that follow each other in origin and store. NULL: nobody. */
+	void (*visit)(void *visit_user, uint64_t number, const struct cowsnap_run *run);
+	void *visit_user;
+};
+
+struct cowsnap_dm_report {
+	uint64_t device_bytes;
+	uint64_t chunk_size_bytes; /* 0: the header is not good, and nothing below is set */
+	bool valid;                /* false: the snapshot is marked invalid, no record was read */
+	uint64_t generation;       /* the host's; 0: none */
+	uint64_t chunks;           /* on the device */
+	uint64_t areas;
+	uint64_t record_limit;  /* how many fit */
+	uint64_t records;       /* good ones that were read */
+	uint64_t highest_chunk; /* that a record names; 0: none */
+	uint64_t stale_offset; /* bytes that a crash left behind the last record and that are not */
+	uint64_t stale_bytes;  /* zero; 0: none. To wipe and flush them is safe */
+	/* Why the store is refused; empty if it is not. */
+	char fault[32];   /* a name of docs/design/dm-format.md, like "record-beyond-device" */
+	char reason[160]; /* in words, with record and value */
+};
+
+/*
+ * cowsnap_dm_inspect - read and check a persistent store; changes nothing
+ * @options: NULL for all defaults
+ * @report: filled as far as the reading came, also on failure
+ * @size: sizeof(*report); a smaller known size fills only what fits
+ * Returns: 0 (it is good, or marked invalid); -EINVAL (unknown flag or size, map not empty),
+ *	-E2BIG; -ENOENT, -EMEDIUMTYPE, -EBADMSG as cowsnap_store_dm_open(); -EBUSY (the device is
+ *	an origin or a store, or another process writes to it), -EBADF (closed), -ENOMEM, or the
+ *	device's own error.
+ * Context: any thread; blocks on the device; not in a callback.
+ * Lifetime: none.
+ */
+COWSNAP_API int cowsnap_dm_inspect(struct cowsnap_device *device,
+	const struct cowsnap_dm_inspect_options *options, struct cowsnap_dm_report *report,
+	size_t size);
 
 /* ---- The copier -----------------------------------------------------------------------------
  *

@@ -24,6 +24,12 @@ struct cowsnap_device_identity {
 	uint64_t words[4];
 };
 
+enum cowsnap_lock {
+	COWSNAP_LOCK_NONE = 0,
+	COWSNAP_LOCK_SHARED = 1,
+	COWSNAP_LOCK_EXCLUSIVE = 2,
+};
+
 /* Ranges handed to these lie inside the device and are not empty. Each may block. Each returns 0 or
  * a negative errno; part of a range is a failure of all of it. */
 struct cowsnap_device_ops {
@@ -41,6 +47,14 @@ struct cowsnap_device_ops {
 	int (*identity)(void *user, struct cowsnap_device_identity *identity);
 	/* NULL: nothing to do. Called once, when the device is closed. */
 	void (*close)(void *user);
+	/* A write that is durable when it returns (FUA), though writes before it need not be. NULL:
+	 * it is written, then all is flushed. */
+	int (*write_durable)(void *user, const void *buffer, uint64_t offset, uint64_t length);
+	/* How long it is now. NULL: as long as it was. */
+	int (*length)(void *user, uint64_t *size_bytes);
+	/* Keep other processes away: -EBUSY if one is there. A store of the library's asks for
+	 * EXCLUSIVE, who looks at one for SHARED. NULL: nobody else can get at it. */
+	int (*lock)(void *user, enum cowsnap_lock lock);
 };
 
 struct cowsnap_device_options {
@@ -89,14 +103,17 @@ struct cowsnap_store_ops {
 	void (*free)(void *user, uint64_t location, uint64_t count);
 	/* How full it is. Does not block. */
 	void (*space)(void *user, struct cowsnap_store_space *space);
-	/* Record these runs; they were written to the device, not flushed. Does not wait for the
-	 * commits of others. The table does not say of which origin or snapshot they are: a store
-	 * that records anything holds one snapshot. NULL: nothing is recorded. */
+	/* Record these runs; they were written to the device, not flushed. May return before it is
+	 * done, or block until it is. A commit that fails has left nothing behind when done says
+	 * so: its chunks are freed then. The table does not say of which origin or snapshot they
+	 * are: a store that records anything holds one snapshot. NULL: nothing is recorded. */
 	void (*commit)(void *user, struct cowsnap_commit *commit);
-	/* Make it durable that the snapshot is invalid, before anybody can see that it is. May be
+	/* Make it durable that the snapshot is invalid, before anybody can see that it is. If that
+	 * fails, the write that would have spoiled the snapshot fails with this error. May be
 	 * called more than once. Blocks. NULL: nothing survives anyway. */
 	int (*invalidate)(void *user, int reason);
-	/* A new limit. 0, -ERANGE or -EBUSY. Does not block. NULL: -ENOTSUP. */
+	/* A new limit; 0: as much as the device has. Returns 0, -ERANGE or -EBUSY. Does not block.
+	 * NULL: -ENOTSUP. */
 	int (*set_limit)(void *user, uint64_t limit_chunks);
 	/* The last snapshot is gone and its space freed; but a new one may have got some since.
 	 * NULL: nothing to do. Called with the lock of the reclaimer held: must not call the
@@ -104,6 +121,15 @@ struct cowsnap_store_ops {
 	void (*emptied)(void *user);
 	/* NULL: nothing to do. Called once, when the store is closed. May block. */
 	void (*close)(void *user);
+	/* A snapshot is about to be taken, and nobody can see it before this has returned: make it
+	 * durable that there is one, with no records. Its error gives up the take. Blocks. NULL:
+	 * nothing to do. */
+	int (*begin)(void *user);
+	/* Make it durable that there is no snapshot, before writes stop being saved for it. Its
+	 * error gives up the drop. Also called when a take is given up after begin. Blocks; with a
+	 * lock held that makes drops of this store wait: must not drop. NULL: nothing survives
+	 * anyway, and a snapshot cannot be deactivated. */
+	int (*drop)(void *user);
 };
 
 #define COWSNAP_STORE_ONE_SNAPSHOT (UINT32_C(1) << 0) /* the format holds a single snapshot */

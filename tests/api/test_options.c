@@ -196,6 +196,7 @@ Test(options, store_limits)
 	struct cowsnap_transient_options options = {.size = sizeof(options)};
 	struct cowsnap_device *device = NULL;
 	struct cowsnap_store *store = NULL;
+	struct cowsnap_store_usage usage;
 	struct volume v;
 
 	volume_open(&v);
@@ -212,12 +213,13 @@ Test(options, store_limits)
 	cr_assert_eq(create_store(&v, &options), -ERANGE, "the device is smaller than a chunk");
 	options.chunk_size_bytes = 4096;
 	cr_assert_eq(cowsnap_store_transient(v.ctx, &options, &store), 0);
-	cr_assert_eq(cowsnap_store_set_limit(store, 0), -ERANGE);
 	cr_assert_eq(cowsnap_store_set_limit(store, 4095), -ERANGE);
 	cr_assert_eq(cowsnap_store_set_limit(store, 8193), -ERANGE);
 	cr_assert_eq(cowsnap_store_set_limit(store, UINT64_MAX), -ERANGE);
 	cr_assert_eq(cowsnap_store_set_limit(store, 4096), 0);
-	cr_assert_eq(cowsnap_store_set_limit(store, 8192), 0);
+	cr_assert_eq(cowsnap_store_set_limit(store, 0), 0, "all of the device");
+	cr_assert_eq(cowsnap_store_usage(store, &usage, sizeof(usage)), 0);
+	cr_assert_eq(usage.limit_bytes, 8192);
 	cr_assert_eq(cowsnap_store_close(store), 0);
 	cr_assert_eq(cowsnap_store_set_limit(store, 8192), -EBADF);
 	cr_assert_eq(cowsnap_device_close(device), 0);
