@@ -23,6 +23,7 @@ readonly packages=(
 	file
 	fio
 	jq
+	libclang-rt-dev
 	libcriterion-dev
 	libjansson-dev
 	libjemalloc-dev
@@ -91,6 +92,18 @@ check() {
 		sed -n "s|^ *[0-9]*/[0-9]* Test .*: \([^ ]*\) .*Skipped.*|$preset/\1|p" "$log")
 }
 
+# fuzz SECONDS - the fuzzer, for that long
+fuzz() {
+	local log=build/fuzz/run.log start=$SECONDS runs
+	mkdir -p build/fuzz
+	if ! tests/fuzz/run.sh "$1" >"$log" 2>&1; then
+		show_log "$log"
+		failures+=("fuzz")
+	fi
+	runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+	echo "fuzz: ${runs:-no} hostile images opened ($((SECONDS - start)) s)"
+}
+
 finish() {
 	((${#skipped[@]} == 0)) || echo "skipped: ${skipped[*]}"
 	if ((${#failures[@]} > 0)); then
@@ -130,6 +143,7 @@ check dev
 check asan
 check tsan
 check clang-tsa
+fuzz 20
 ((planted == 17)) || failures+=("$planted planted faults were reported, not 17")
 finish "all of $total tests passed: plain with clients, budgets and style, under ASan+UBSan with\
- leaks, concurrent under TSan, thread-safety analysis; $planted planted faults were reported"
+ leaks, concurrent under TSan, thread-safety analysis, fuzzed; $planted planted faults reported"

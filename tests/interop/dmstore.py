@@ -15,6 +15,7 @@ an image from a list of records:
     {"chunk_size": 4096,          default 4096
      "device_size": 1048576,      default: the least that holds the records
      "valid": true,               default true
+     "generation": 7,             default 0
      "records": [{"origin": 5, "store": 2, "fill": 17}, ...]}
 
 A record without "store" gets the lowest data chunk that no other has. Its data is "fill" (one
@@ -37,6 +38,7 @@ SECTOR = 512
 CHUNK_SECTORS_MAX = 1 << 21
 DEVICE_MAX = 1 << 62
 HEADER = struct.Struct("<IIII")
+GENERATION = struct.Struct("<Q")  # behind the header, where kernels leave zeroes
 SLOT = struct.Struct("<QQ")
 PIECE = 1 << 20  # bytes of an area that are read at once
 
@@ -106,9 +108,10 @@ class Image:
     """What was read. `records` are (origin, store) pairs; `end` is the terminator's record number,
     None if the snapshot is invalid and nothing was read."""
 
-    def __init__(self, layout, valid):
+    def __init__(self, layout, valid, generation):
         self.layout = layout
         self.valid = valid
+        self.generation = generation
         self.records = []
         self.end = None
         self.stale_slots = 0
@@ -137,7 +140,8 @@ def read_header(file, device_size, block_size):
     if layout.chunks < 2:
         raise Refused("device-too-short", "%d chunks of %d bytes in %d bytes"
                       % (layout.chunks, layout.chunk_size, device_size))
-    return Image(layout, valid != 0)
+    generation, = GENERATION.unpack(read_at(file, HEADER.size, GENERATION.size))
+    return Image(layout, valid != 0, generation)
 
 
 class Checker:
@@ -290,10 +294,10 @@ def data_of(record, number, chunk_size):
 
 
 def plan(spec):
-    """Returns (layout, device size, valid, pairs, data) or raises BadSpec."""
+    """Returns (layout, device size, what comes in the header, pairs, data) or raises BadSpec."""
     if not isinstance(spec, dict):
         fail_spec("the spec must be an object")
-    unknown = set(spec) - {"chunk_size", "device_size", "valid", "records"}
+    unknown = set(spec) - {"chunk_size", "device_size", "valid", "generation", "records"}
     if unknown:
         fail_spec("unknown: %s", ", ".join(sorted(unknown)))
     records = spec.get("records", [])
@@ -316,11 +320,12 @@ def plan(spec):
     pairs = place_records(layout, records)
     check_pairs(layout, pairs)
     data = [r and data_of(r, n, chunk_size) for n, r in enumerate(records)]
-    return layout, device_size, bool(spec.get("valid", True)), pairs, data
+    header = bool(spec.get("valid", True)), number_in(spec, "generation", 0, "spec")
+    return layout, device_size, header, pairs, data
 
 
 def write_image(spec, file):
-    layout, device_size, valid, pairs, data = plan(spec)
+    layout, device_size, (valid, generation), pairs, data = plan(spec)
     file.truncate(0)
     file.truncate(device_size)
     for number, pair in enumerate(pairs):
@@ -332,6 +337,7 @@ def write_image(spec, file):
         file.write(data[number])
     file.seek(0)
     file.write(HEADER.pack(MAGIC, int(valid), VERSION, layout.chunk_size // SECTOR))
+    file.write(GENERATION.pack(generation))
     file.flush()
     os.fsync(file.fileno())
 
@@ -341,8 +347,9 @@ def write_image(spec, file):
 
 def describe(image):
     layout = image.layout
-    result = {"valid": image.valid, "chunk_size": layout.chunk_size, "chunks": layout.chunks,
-              "areas": layout.areas, "record_limit": layout.record_limit}
+    result = {"valid": image.valid, "generation": image.generation,
+              "chunk_size": layout.chunk_size, "chunks": layout.chunks, "areas": layout.areas,
+              "record_limit": layout.record_limit}
     if image.end is not None:
         highest = max((store for _, store in image.records), default=1)
         result.update(records=len(image.records), stale_slots=image.stale_slots,

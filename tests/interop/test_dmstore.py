@@ -189,6 +189,15 @@ class Accepted(unittest.TestCase):
         data[16:4096] = b"\xff" * 4080
         self.assertEqual(read(data).records, [(5, 2), (700, 3)])
 
+    def test_generation(self):
+        self.assertEqual(read(image_of(EXAMPLE)).generation, 0)
+        for generation in (1, 0x1122334455667788, (1 << 64) - 1):
+            data = image_of(dict(EXAMPLE, generation=generation))
+            self.assertEqual(data[16:24], struct.pack("<Q", generation))
+            self.assertEqual(read(data).generation, generation)
+            self.assertEqual(read(image_of(dict(EXAMPLE, generation=generation, valid=False)))
+                             .generation, generation)
+
     def test_stale_tail(self):
         records = [{"origin": 1}, None, {"origin": 3}, {"origin": 1, "store": 2}]
         image = read(image_of({"chunk_size": 512, "records": records}))
@@ -228,6 +237,7 @@ class Specs(unittest.TestCase):
                 ("object", []), ("unknown", {"chunks": 1}), ("list", {"records": 5}),
                 ("power-of-two", {"chunk_size": 1000}), ("zero", {"chunk_size": 0}),
                 ("too-short", {"device_size": 8192}), ("too long", {"device_size": 1 << 63}),
+                ("number", {"generation": -1}), ("number", {"generation": 1 << 64}),
                 ("number", {"records": [{}]}), ("number", {"records": [{"origin": -1}]}),
                 ("object", {"records": [7]}), ("byte", {"records": [dict(good, fill=256)]}),
                 ("hexadecimal", {"records": [dict(good, hex="xy")]}),

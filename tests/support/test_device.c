@@ -34,6 +34,7 @@ struct hold {
 struct fault {
 	uint64_t countdown; /* calls until it strikes; 0: off */
 	bool for_good;
+	bool halfway; /* half of the bytes move first */
 	int error;
 	uint64_t range_offset;
 	uint64_t range_length;
@@ -49,6 +50,9 @@ struct test_device {
 	_Atomic uint64_t bytes[TEST_IO_KINDS];
 	_Atomic uint64_t closes;
 	_Atomic uint64_t failed;
+	_Atomic uint64_t size_bytes; /* that length tells */
+	_Atomic int locked;
+	atomic_bool busy;
 	atomic_bool watched; /* a log, a fault or a hold point: calls take the lock */
 
 	pthread_mutex_t lock;
@@ -60,10 +64,11 @@ struct test_device {
 	struct test_device_entry entry[TEST_DEVICE_LOG_MAX];
 };
 
-/* A flush has no range: it touches each. */
+/* A flush has no range: it touches each. So with length and lock. */
 static bool touches(const struct test_device_entry *call, uint64_t offset, uint64_t length)
 {
-	return call->kind == TEST_IO_FLUSH ||
+	return call->kind == TEST_IO_FLUSH || call->kind == TEST_IO_LENGTH ||
+	       call->kind == TEST_IO_LOCK ||
 	       (call->offset < offset + length && offset < call->offset + call->length);
 }
 
@@ -89,98 +94,147 @@ static void stop_at_hold(
 	}
 }
 
-static int strike(struct test_device *t, const struct test_device_entry *call)
-{
-	struct fault *f = &t->fault[call->kind];
+/* A call on its way: what it does to the bytes, and what it says. */
+struct call {
+	struct test_device_entry entry;
+	uint64_t move_bytes; /* of entry.length */
+	int error;
+};
 
-	if (f->range_length && touches(call, f->range_offset, f->range_length))
-		return f->range_error;
+/* Under the lock. */
+static void strike(struct test_device *t, struct call *call)
+{
+	struct fault *f = &t->fault[call->entry.kind];
+
+	if (f->range_length && touches(&call->entry, f->range_offset, f->range_length)) {
+		call->error = f->range_error;
+		call->move_bytes = 0;
+		return;
+	}
 	if (!f->countdown || --f->countdown)
-		return 0;
+		return;
 	if (f->for_good)
 		f->countdown = 1;
-	return f->error;
+	call->error = f->error;
+	call->move_bytes = f->halfway ? call->entry.length / 2 / 16 * 16 : 0;
 }
 
-/* Returns: the error of the call, 0 if it is to go on. */
-static int before(struct test_device *t, enum test_io kind, uint64_t offset, uint64_t length)
+static struct call before(
+	struct test_device *t, enum test_io kind, uint64_t offset, uint64_t length)
 {
-	struct test_device_entry call = {kind, offset, length};
-	int rc;
+	struct call call = {{kind, offset, length}, length, 0};
 
 	atomic_fetch_add_explicit(&t->calls[kind], 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&t->bytes[kind], length, memory_order_relaxed);
 	if (!atomic_load_explicit(&t->watched, memory_order_relaxed))
-		return 0;
+		return call;
 	pthread_mutex_lock(&t->lock);
 	if (t->log && t->entries < TEST_DEVICE_LOG_MAX)
-		t->entry[t->entries] = call;
+		t->entry[t->entries] = call.entry;
 	t->entries += t->log;
-	stop_at_hold(t, &call, TEST_HOLD_BEFORE);
-	rc = strike(t, &call);
+	stop_at_hold(t, &call.entry, TEST_HOLD_BEFORE);
+	strike(t, &call);
 	pthread_mutex_unlock(&t->lock);
-	if (rc)
+	if (call.error)
 		atomic_fetch_add_explicit(&t->failed, 1, memory_order_relaxed);
-	return rc;
+	return call;
 }
 
-static int after(struct test_device *t, enum test_io kind, uint64_t offset, uint64_t length, int rc)
+/* @rc: of the bytes that moved. Returns: what the call returns. */
+static int after(struct test_device *t, const struct call *call, int rc)
 {
-	struct test_device_entry call = {kind, offset, length};
-
-	if (!atomic_load_explicit(&t->watched, memory_order_relaxed))
-		return rc;
-	pthread_mutex_lock(&t->lock);
-	stop_at_hold(t, &call, TEST_HOLD_AFTER);
-	pthread_mutex_unlock(&t->lock);
-	return rc;
+	if (atomic_load_explicit(&t->watched, memory_order_relaxed)) {
+		pthread_mutex_lock(&t->lock);
+		stop_at_hold(t, &call->entry, TEST_HOLD_AFTER);
+		pthread_mutex_unlock(&t->lock);
+	}
+	return call->error ? call->error : rc;
 }
 
 static int test_read(void *user, void *buffer, uint64_t offset, uint64_t length)
 {
 	struct test_device *t = user;
-	int rc = before(t, TEST_IO_READ, offset, length);
+	struct call call = before(t, TEST_IO_READ, offset, length);
+	int rc = 0;
 
-	if (!rc)
-		rc = cowsnap_device_read(t->inner, buffer, offset, length);
-	return after(t, TEST_IO_READ, offset, length, rc);
+	if (call.move_bytes)
+		rc = cowsnap_device_read(t->inner, buffer, offset, call.move_bytes);
+	return after(t, &call, rc);
+}
+
+static int put(struct test_device *t, enum test_io kind, const void *buffer, uint64_t offset,
+	uint64_t length)
+{
+	struct call call = before(t, kind, offset, length);
+	int rc = 0;
+
+	if (call.move_bytes)
+		rc = cowsnap_device_write(t->inner, buffer, offset, call.move_bytes);
+	return after(t, &call, rc);
 }
 
 static int test_write(void *user, const void *buffer, uint64_t offset, uint64_t length)
 {
-	struct test_device *t = user;
-	int rc = before(t, TEST_IO_WRITE, offset, length);
+	return put(user, TEST_IO_WRITE, buffer, offset, length);
+}
 
-	if (!rc)
-		rc = cowsnap_device_write(t->inner, buffer, offset, length);
-	return after(t, TEST_IO_WRITE, offset, length, rc);
+static int test_write_durable(void *user, const void *buffer, uint64_t offset, uint64_t length)
+{
+	return put(user, TEST_IO_WRITE_DURABLE, buffer, offset, length);
 }
 
 static int test_zero(void *user, uint64_t offset, uint64_t length)
 {
 	struct test_device *t = user;
-	int rc = before(t, TEST_IO_ZERO, offset, length);
+	struct call call = before(t, TEST_IO_ZERO, offset, length);
+	int rc = 0;
 
-	if (!rc)
-		rc = cowsnap_device_zero(t->inner, offset, length);
-	return after(t, TEST_IO_ZERO, offset, length, rc);
+	if (call.move_bytes)
+		rc = cowsnap_device_zero(t->inner, offset, call.move_bytes);
+	return after(t, &call, rc);
 }
 
 static int test_discard(void *user, uint64_t offset, uint64_t length)
 {
 	struct test_device *t = user;
-	int rc = before(t, TEST_IO_DISCARD, offset, length);
+	struct call call = before(t, TEST_IO_DISCARD, offset, length);
+	int rc = 0;
 
-	if (!rc)
-		rc = cowsnap_device_discard(t->inner, offset, length);
-	return after(t, TEST_IO_DISCARD, offset, length, rc);
+	if (call.move_bytes)
+		rc = cowsnap_device_discard(t->inner, offset, call.move_bytes);
+	return after(t, &call, rc);
 }
 
 static int test_flush(void *user)
 {
 	struct test_device *t = user;
+	struct call call = before(t, TEST_IO_FLUSH, 0, 0);
 
-	return after(t, TEST_IO_FLUSH, 0, 0, before(t, TEST_IO_FLUSH, 0, 0));
+	return after(t, &call, 0);
+}
+
+static int test_length(void *user, uint64_t *size_bytes)
+{
+	struct test_device *t = user;
+	struct call call = before(t, TEST_IO_LENGTH, 0, 0);
+
+	if (!call.error)
+		*size_bytes = atomic_load(&t->size_bytes);
+	return after(t, &call, 0);
+}
+
+static int test_lock(void *user, enum cowsnap_lock lock)
+{
+	struct test_device *t = user;
+	struct call call = before(t, TEST_IO_LOCK, 0, 0);
+	int rc = 0;
+
+	if (lock != COWSNAP_LOCK_NONE && atomic_load(&t->busy))
+		rc = -EBUSY;
+	/* To give a lock back cannot fail, whatever is said about it. */
+	if ((!call.error && !rc) || lock == COWSNAP_LOCK_NONE)
+		atomic_store(&t->locked, (int)lock);
+	return after(t, &call, rc);
 }
 
 static int test_identity(void *user, struct cowsnap_device_identity *identity)
@@ -209,9 +263,12 @@ struct test_device *test_device_create(
 		.write = test_write,
 		.zero = options->bare ? NULL : test_zero,
 		.discard = options->bare ? NULL : test_discard,
-		.flush = options->bare ? NULL : test_flush,
+		.flush = options->bare || options->no_flush ? NULL : test_flush,
 		.identity = options->identity ? test_identity : NULL,
 		.close = test_close,
+		.write_durable = options->durable ? test_write_durable : NULL,
+		.length = options->max_bytes ? test_length : NULL,
+		.lock = options->lockable ? test_lock : NULL,
 	};
 	struct cowsnap_device_options device_options = {
 		.size = sizeof(device_options),
@@ -228,7 +285,9 @@ struct test_device *test_device_create(
 		t->identity = *options->identity;
 	t->log = options->log;
 	atomic_init(&t->watched, options->log);
-	if (cowsnap_device_memory(ctx, options->size_bytes, &t->inner)) {
+	atomic_init(&t->size_bytes, options->size_bytes);
+	if (cowsnap_device_memory(ctx,
+		    options->max_bytes ? options->max_bytes : options->size_bytes, &t->inner)) {
 		free(t);
 		return NULL;
 	}
@@ -271,6 +330,21 @@ struct cowsnap_device *test_device(struct test_device *t)
 struct cowsnap_device *test_device_inner(struct test_device *t)
 {
 	return t->inner;
+}
+
+void test_device_resize(struct test_device *t, uint64_t size_bytes)
+{
+	atomic_store(&t->size_bytes, size_bytes);
+}
+
+void test_device_set_busy(struct test_device *t, bool busy)
+{
+	atomic_store(&t->busy, busy);
+}
+
+enum cowsnap_lock test_device_locked(const struct test_device *t)
+{
+	return (enum cowsnap_lock)atomic_load(&t->locked);
 }
 
 /* ---- Counting -------------------------------------------------------------------------------- */
@@ -323,15 +397,34 @@ size_t test_device_log(struct test_device *t, struct test_device_entry *entries,
 
 /* ---- Faults ---------------------------------------------------------------------------------- */
 
+static void arm(struct test_device *t, enum test_io kind, const struct fault *fault)
+{
+	struct fault *f = &t->fault[kind];
+
+	pthread_mutex_lock(&t->lock);
+	f->countdown = fault->countdown;
+	f->for_good = fault->for_good;
+	f->halfway = fault->halfway;
+	f->error = fault->error;
+	atomic_store_explicit(&t->watched, true, memory_order_relaxed);
+	pthread_mutex_unlock(&t->lock);
+}
+
 void test_device_fail(
 	struct test_device *t, enum test_io kind, uint64_t n, bool for_good, int error)
 {
-	pthread_mutex_lock(&t->lock);
-	t->fault[kind].countdown = n;
-	t->fault[kind].for_good = for_good;
-	t->fault[kind].error = error;
-	atomic_store_explicit(&t->watched, true, memory_order_relaxed);
-	pthread_mutex_unlock(&t->lock);
+	const struct fault fault = {.countdown = n, .for_good = for_good, .error = error};
+
+	arm(t, kind, &fault);
+}
+
+void test_device_fail_short(
+	struct test_device *t, enum test_io kind, uint64_t n, bool for_good, int error)
+{
+	const struct fault fault = {
+		.countdown = n, .for_good = for_good, .error = error, .halfway = true};
+
+	arm(t, kind, &fault);
 }
 
 void test_device_fail_range(

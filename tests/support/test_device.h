@@ -25,6 +25,9 @@ enum test_io {
 	TEST_IO_ZERO,
 	TEST_IO_DISCARD,
 	TEST_IO_FLUSH,
+	TEST_IO_WRITE_DURABLE,
+	TEST_IO_LENGTH,
+	TEST_IO_LOCK,
 	TEST_IO_KINDS,
 };
 
@@ -37,8 +40,13 @@ struct test_device_options {
 	uint64_t size_bytes;
 	uint32_t block_size;                            /* 0: 1 */
 	const struct cowsnap_device_identity *identity; /* NULL: none */
-	bool bare; /* the table has nothing but read and write */
-	bool log;  /* keep a log of calls from the beginning */
+	bool bare;     /* the table has nothing but read and write */
+	bool log;      /* keep a log of calls from the beginning */
+	bool durable;  /* the table has write_durable */
+	bool no_flush; /* the table has no flush: the device has no volatile cache */
+	bool lockable; /* the table has lock */
+	/* The table has length, and test_device_resize() may set it up to here. 0: it has not. */
+	uint64_t max_bytes;
 };
 
 struct test_device;
@@ -55,6 +63,13 @@ int test_device_destroy(struct test_device *t);
 struct cowsnap_device *test_device(struct test_device *t);
 /* The bytes behind it: a device whose calls are neither counted, nor held, nor failed. */
 struct cowsnap_device *test_device_inner(struct test_device *t);
+
+/* What length() says from now on. */
+void test_device_resize(struct test_device *t, uint64_t size_bytes);
+/* Another process has the device: to lock it is -EBUSY. */
+void test_device_set_busy(struct test_device *t, bool busy);
+/* How the device is locked now. */
+enum cowsnap_lock test_device_locked(const struct test_device *t);
 
 /* ---- Counting ---- */
 
@@ -83,6 +98,10 @@ size_t test_device_log(struct test_device *t, struct test_device_entry *entries,
 /* From now on the @n-th call of this kind (1 is the next) fails with @error (negative errno), and
  * with @for_good each one after it. A failing call does not touch the bytes. 0: none. */
 void test_device_fail(
+	struct test_device *t, enum test_io kind, uint64_t n, bool for_good, int error);
+/* The same, but a failing call first moves the first half of its bytes, in whole 16. One of no
+ * bytes is done in full. */
+void test_device_fail_short(
 	struct test_device *t, enum test_io kind, uint64_t n, bool for_good, int error);
 /* Each call of this kind that touches the range fails. Length 0: none. */
 void test_device_fail_range(
