@@ -33,6 +33,15 @@ fi
 (cd "$prefix/include" && find . -name '*.h' ! -name 'cowsnap-jemalloc.h' | sort) >"$work/installed"
 diff "$work/declared" "$work/installed" >"$log" || complain "installed headers differ from include/"
 
+# It must find its library where the tree is now.
+if [ -f "$build/examples/cli/cowsnap" ]; then
+	"$prefix/bin/cowsnap" --version >"$log" 2>&1 || complain "run the installed cowsnap"
+	grep -q '^cowsnap [0-9.]*$' "$log" || complain "cowsnap --version"
+	ldd "$prefix/bin/cowsnap" | grep -q "$work/prefix/.*/libcowsnap" ||
+		complain "the tool does not use the library that it was installed with"
+	echo "install: $(cat "$log")"
+fi
+
 cp -r "$source/tests/install/outside" "$work/outside"
 cmake -S "$work/outside" -B "$work/build" -DCMAKE_C_COMPILER="$cc" -DCMAKE_PREFIX_PATH="$prefix" \
 	-DOUTSIDE_JEMALLOC="${jemalloc:+ON}" >"$log" 2>&1 || complain "find_package(cowsnap)"
