@@ -17,53 +17,7 @@ readonly packages=(
 )
 export PATH=$PATH:/usr/sbin:/sbin # for mke2fs, debugfs, e2fsck
 
-work=
-server=
-load=
-
-cleanup() {
-	local pid
-	for pid in $load $server; do
-		kill "$pid" 2>/dev/null || true
-		wait "$pid" || true
-	done
-	[[ -z $work ]] || rm -rf "$work"
-}
-trap cleanup EXIT
-trap 'exit 130' INT TERM
-
-step_number=0
-step() {
-	step_number=$((step_number + 1))
-	printf '\n[%d/8] %s\n' "$step_number" "$*"
-}
-
-fail() {
-	echo "FAILED: $*" >&2
-	exit 1
-}
-
-# control COMMAND - one line to the control socket, its answer to standard output
-control() {
-	local answer
-	answer=$(socat -t 30 - "UNIX-CONNECT:$work/control" <<<"$*")
-	jq -e .ok <<<"$answer" >/dev/null || fail "$*: $answer"
-	echo "$answer"
-}
-
-status() {
-	control status | jq "$1"
-}
-
-# wait_until SECONDS WHAT COMMAND... - try until it succeeds
-wait_until() {
-	local end=$((SECONDS + $1)) what=$2
-	shift 2
-	until "$@"; do
-		((SECONDS < end)) || fail "waited in vain for $what"
-		sleep 0.02
-	done
-}
+. examples/show.sh
 
 # write_randomly RESULT OPTION... - fio on the live volume; its report in JSON goes to RESULT
 write_randomly() {

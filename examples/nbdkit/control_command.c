@@ -10,6 +10,11 @@
  *	ENAMETOOLONG  the name is too long     EPROTO        the last line has no end
  *	EILSEQ        the name is not UTF-8
  *	EBADMSG       a control character or a slash in the name
+ *	EBUSY         take: a dm store holds one snapshot
+ *	ENODEV        grow: the store is in memory
+ *	ERANGE        grow: the store's file is shorter than it was
+ *
+ * Besides, take and drop hand on what a dm store's device says.
  */
 #include "control.h"
 
@@ -36,38 +41,6 @@ json_t *control_refusal(int error, const char *message)
 		message ? message : strerror(-error));
 }
 
-/* A name travels in NBD export names, URIs, logs and JSON, so it must be text. */
-static int check_name(struct argument name, const char **message)
-{
-	json_t *text;
-	size_t i;
-
-	*message = "the name is empty";
-	if (name.length == 0)
-		return -ENODATA;
-	*message = "the name is longer than 255 bytes";
-	if (name.length > SNAPSHOT_NAME_MAX)
-		return -ENAMETOOLONG;
-	*message = "more arguments than the command takes (a name has no space)";
-	if (memchr(name.bytes, ' ', name.length) != NULL)
-		return -E2BIG;
-	*message = "the name is not UTF-8";
-	text = json_stringn(name.bytes, name.length);
-	if (text == NULL)
-		return -EILSEQ;
-	json_decref(text);
-	*message = "the name has a control character or a slash";
-	for (i = 0; i < name.length; i++) {
-		unsigned char byte = (unsigned char)name.bytes[i];
-		unsigned char before = i > 0 ? (unsigned char)name.bytes[i - 1] : 0;
-
-		/* C2 80 to C2 9F are the control characters U+0080 to U+009F. */
-		if (byte < 0x20 || byte == 0x7f || byte == '/' || (before == 0xc2 && byte < 0xa0))
-			return -EBADMSG;
-	}
-	return 0;
-}
-
 static json_t *run_take(struct volume *volume, const char *name)
 {
 	const struct named_snapshot *taken = NULL;
@@ -76,6 +49,8 @@ static json_t *run_take(struct volume *volume, const char *name)
 
 	if (error == -EEXIST)
 		return control_refusal(error, "a snapshot of that name exists");
+	if (error == -EBUSY)
+		return control_refusal(error, "a dm store holds one snapshot; drop it first");
 	if (error == -ETIMEDOUT)
 		return control_refusal(
 			error, "older writes did not end in time; nothing was taken");
@@ -99,6 +74,23 @@ static json_t *run_drop(struct volume *volume, const char *name)
 	return json_pack("{s:b,s:s}", "ok", 1, "name", name);
 }
 
+static json_t *run_grow(struct volume *volume, const char *name)
+{
+	struct cowsnap_store_usage usage;
+	int error = volume_grow(volume);
+
+	(void)name;
+	if (error == -ENODEV)
+		return control_refusal(error, "the store is in memory, it has no file to grow");
+	if (error == -ERANGE)
+		return control_refusal(error, "the store's file is shorter than it was");
+	if (error == 0)
+		error = cowsnap_store_usage(volume->store, &usage, sizeof(usage));
+	if (error != 0)
+		return control_refusal(error, NULL);
+	return json_pack("{s:b,s:I}", "ok", 1, "limit_bytes", (json_int_t)usage.limit_bytes);
+}
+
 static json_t *run_list(struct volume *volume, const char *name)
 {
 	(void)name;
@@ -116,6 +108,7 @@ static json_t *run_help(struct volume *volume, const char *name);
 static const struct command commands[] = {
 	{"take", "take NAME: freeze the volume; read it as export @NAME", true, run_take},
 	{"drop", "drop NAME: delete a snapshot", true, run_drop},
+	{"grow", "grow: use all of the store's file, after it was made longer", false, run_grow},
 	{"list", "list: the snapshots, oldest first", false, run_list},
 	{"status", "status: volume, store, snapshots, counters", false, run_status},
 	{"help", "help: this", false, run_help},
@@ -156,7 +149,7 @@ static json_t *run_named(
 
 	if (argument.bytes == NULL)
 		return control_refusal(-EINVAL, "the command wants a name");
-	error = check_name(argument, &message);
+	error = name_check(argument.bytes, argument.length, &message);
 	if (error != 0)
 		return control_refusal(error, message);
 	memcpy(name, argument.bytes, argument.length);

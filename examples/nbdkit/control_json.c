@@ -54,19 +54,33 @@ json_t *control_snapshots(const struct volume *volume)
 	return array;
 }
 
+static const char *store_kind(const struct volume *volume)
+{
+	if (volume->options->store_format == STORE_DM)
+		return "dm";
+	return volume->store_device ? "file" : "memory";
+}
+
 static json_t *store_object(const struct volume *volume)
 {
 	struct cowsnap_store_usage usage;
+	json_t *object;
 
 	if (cowsnap_store_usage(volume->store, &usage, sizeof(usage)) != 0)
 		return json_null();
-	return json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "kind",
-		volume->store_device ? "file" : "memory", "chunk_size_bytes",
-		number(usage.chunk_size_bytes), "used_bytes", number(usage.used_bytes),
-		"limit_bytes", number(usage.limit_bytes), "high_water_bytes",
-		number(usage.high_water_bytes), "reclaimable_bytes",
+	object = json_pack("{s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "kind", store_kind(volume),
+		"chunk_size_bytes", number(usage.chunk_size_bytes), "used_bytes",
+		number(usage.used_bytes), "limit_bytes", number(usage.limit_bytes),
+		"high_water_bytes", number(usage.high_water_bytes), "reclaimable_bytes",
 		number(usage.reclaimable_bytes), "map_bytes", number(usage.map_bytes), "snapshots",
 		number(usage.snapshots), "ghosts", number(usage.ghosts));
+	if (volume->options->store_format != STORE_DM)
+		return object;
+	/* A record for each chunk. */
+	json_object_set_new(object, "records", number(usage.used_bytes / usage.chunk_size_bytes));
+	json_object_set_new(
+		object, "record_limit", number(usage.limit_bytes / usage.chunk_size_bytes));
+	return object;
 }
 
 static json_t *stats_object(const struct volume *volume)

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct parameters parameters = {.volume.chunk_size_bytes = 4096};
+struct parameters parameters;
 
 static unsigned int wait_seconds = 30;
 static bool wait_given;
@@ -43,6 +43,19 @@ static int parse_on_full(const char *value)
 	return 0;
 }
 
+static int parse_store_format(const char *value)
+{
+	if (strcmp(value, "transient") == 0)
+		parameters.volume.store_format = STORE_TRANSIENT;
+	else if (strcmp(value, "dm") == 0)
+		parameters.volume.store_format = STORE_DM;
+	else {
+		nbdkit_error("store-format=%s: must be transient or dm", value);
+		return -1;
+	}
+	return 0;
+}
+
 /* nbdkit changes to / when it goes into the background. Kept until .unload. */
 static int parse_path(const char *key, const char *value, const char **path)
 {
@@ -68,6 +81,10 @@ int parameters_set(const char *key, const char *value)
 		parameters.volume.store = NULL;
 		return 0;
 	}
+	if (strcmp(key, "store-format") == 0)
+		return parse_store_format(value);
+	if (strcmp(key, "generation-file") == 0)
+		return parse_path(key, value, &parameters.volume.generation_file);
 	if (strcmp(key, "chunk-size") == 0)
 		return parse_size(key, value, &parameters.volume.chunk_size_bytes);
 	if (strcmp(key, "store-limit") == 0)
@@ -88,6 +105,11 @@ int parameters_complete(void)
 		nbdkit_error("file=PATH is missing: which file is the volume?");
 		return -1;
 	}
+	if (parameters.volume.store_format == STORE_DM && parameters.volume.store == NULL) {
+		nbdkit_error("store-format=dm wants store=FILE: what is in memory does not outlive "
+			     "the process");
+		return -1;
+	}
 	if (wait_given && parameters.volume.on_full != ON_FULL_WAIT) {
 		nbdkit_error("on-full-wait= has a meaning only with on-full=wait");
 		return -1;
@@ -100,5 +122,6 @@ void parameters_free(void)
 {
 	free((char *)parameters.volume.file);
 	free((char *)parameters.volume.store);
+	free((char *)parameters.volume.generation_file);
 	free((char *)parameters.control);
 }

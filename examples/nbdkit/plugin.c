@@ -55,6 +55,8 @@ static int cowsnap_after_fork(void)
 	if (volume_open(&volume, &parameters.volume) != 0)
 		return -1;
 	volume_is_open = true;
+	if (volume_begin(&volume) != 0)
+		return -1;
 	if (control == NULL)
 		return 0;
 	error = control_start(control, &volume);

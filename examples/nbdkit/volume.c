@@ -4,13 +4,16 @@
  *
  * Invariants:
  *  1. A name is in the table once.
- *  2. A snapshot in the table is not dropped; the table holds one reference to it.
+ *  2. A snapshot in the table is not dropped, except for the end of volume_drop(); the table holds
+ *     one reference to it.
  *  3. Whoever uses a snapshot outside the lock holds a reference of his own.
  * Locking: volume.lock for the table, held for no call that can block.
- * Failure: a volume that could not be opened completely is closed again completely.
+ * Failure: a volume that could not be opened completely is closed again completely. A snapshot that
+ * was found in a persistent store is never dropped by that, only by volume_drop().
  */
 #define NBDKIT_API_VERSION 2
 #include "volume.h"
+#include "volume_store.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -25,17 +28,19 @@
  * socket for all. */
 static const uint64_t take_deadline_ns = UINT64_C(5000000000);
 
+/* While the volume is opened, whoever calls says what is wrong, perhaps in the library's words.
+ * Later, what it calls an error is worth a line in any case. */
 static void log_write(void *user, enum cowsnap_log_level level, const char *message)
 {
-	(void)user;
-	(void)level;
-	nbdkit_debug("cowsnap: %s", message);
-}
+	struct volume *volume = user;
 
-static const struct cowsnap_log volume_log = {
-	.size = sizeof(volume_log),
-	.write = log_write,
-};
+	if (level == COWSNAP_LOG_ERROR && volume->opening && *volume->complaint == '\0')
+		snprintf(volume->complaint, sizeof(volume->complaint), "%s", message);
+	if (level == COWSNAP_LOG_ERROR && !volume->opening)
+		nbdkit_error("cowsnap: %s", message);
+	else
+		nbdkit_debug("cowsnap: %s", message);
+}
 
 /* The name under which nbdkit_error() may speak of it; it may be dropped at this moment. */
 static void copy_name(
@@ -93,74 +98,46 @@ static int open_origin(struct volume *volume)
 	return error;
 }
 
-static int open_store_device(struct volume *volume)
-{
-	const char *path = volume->options->store;
-	uint64_t limit_bytes = volume->options->store_limit_bytes;
-	struct cowsnap_file_options options = {
-		.size = sizeof(options),
-		.flags = COWSNAP_FILE_CREATE,
-		.length_bytes = limit_bytes ? limit_bytes : cowsnap_device_size(volume->device),
-	};
-	int error;
-
-	if (path == NULL)
-		return 0;
-	error = cowsnap_device_file(volume->ctx, path, &options, &volume->store_device);
-	if (error == -EINVAL)
-		nbdkit_error("store=%s: not a file or block device of at least one byte", path);
-	else if (error != 0)
-		nbdkit_error("store=%s: %s", path, strerror(-error));
-	return error;
-}
-
-static void explain_store(const struct volume *volume, int error)
+/* How this volume's snapshots are taken. */
+static struct cowsnap_take_entry make_take_entry(const struct volume *volume)
 {
 	const struct volume_options *options = volume->options;
-	const char *path = options->store ? options->store : "memory";
 
-	if (error == -EBUSY)
-		nbdkit_error("store=%s: this is the volume itself; its own preimages would "
-			     "overwrite it",
-			path);
-	else if (error == -EINVAL)
-		nbdkit_error("chunk-size=%" PRIu64 ": must be a power of two",
-			options->chunk_size_bytes);
-	else if (error == -ERANGE && (options->chunk_size_bytes < COWSNAP_CHUNK_SIZE_MIN ||
-					     options->chunk_size_bytes > COWSNAP_CHUNK_SIZE_MAX))
-		nbdkit_error("chunk-size=%" PRIu64 ": must be from %" PRIu64 " to %" PRIu64,
-			options->chunk_size_bytes, COWSNAP_CHUNK_SIZE_MIN, COWSNAP_CHUNK_SIZE_MAX);
-	else if (error == -ERANGE)
-		nbdkit_error("store-limit=%" PRIu64 ": must be at least a chunk and no more than "
-			     "store=%s has",
-			options->store_limit_bytes, path);
-	else
-		nbdkit_error("store=%s: %s", path, strerror(-error));
+	return (struct cowsnap_take_entry){
+		.origin = volume->origin,
+		.store = volume->store,
+		.on_full = options->on_full == ON_FULL_FAIL ? COWSNAP_LOSER_WRITE
+							    : COWSNAP_LOSER_SNAPSHOT,
+		.wait_ns = options->on_full == ON_FULL_WAIT ? options->wait_ns : 0,
+	};
 }
 
 static int open_store(struct volume *volume)
 {
-	struct cowsnap_transient_options options = {
-		.size = sizeof(options),
-		.chunk_size_bytes = volume->options->chunk_size_bytes,
-		.limit_bytes = volume->options->store_limit_bytes,
-	};
-	int error = open_store_device(volume);
+	struct cowsnap_take_entry found = make_take_entry(volume);
+	struct named_snapshot *entry = calloc(1, sizeof(*entry));
+	int error;
 
-	if (error != 0)
+	if (entry == NULL) {
+		nbdkit_error("calloc: %s", strerror(errno));
+		return -ENOMEM;
+	}
+	error = store_open(volume, &found);
+	if (error != 0 || found.snapshot == NULL) {
+		free(entry);
 		return error;
-	options.device = volume->store_device;
-	error = cowsnap_store_transient(volume->ctx, &options, &volume->store);
-	if (error != 0)
-		explain_store(volume, error);
-	return error;
+	}
+	entry->snapshot = found.snapshot;
+	store_name_read(volume, entry->name);
+	volume->snapshots = entry;
+	return 0;
 }
 
 int volume_open(struct volume *volume, const struct volume_options *options)
 {
 	struct cowsnap_ctx_options ctx_options = {
 		.size = sizeof(ctx_options),
-		.log = &volume_log,
+		.log = &volume->log,
 		.event = volume_event,
 		.event_user = volume,
 	};
@@ -169,6 +146,9 @@ int volume_open(struct volume *volume, const struct volume_options *options)
 	memset(volume, 0, sizeof(*volume));
 	volume->options = options;
 	volume->fd = -1;
+	volume->log = (struct cowsnap_log){
+		.size = sizeof(volume->log), .user = volume, .write = log_write};
+	volume->opening = true;
 	pthread_mutex_init(&volume->lock, NULL);
 	error = cowsnap_ctx_create(&ctx_options, &volume->ctx);
 	if (error != 0)
@@ -176,10 +156,18 @@ int volume_open(struct volume *volume, const struct volume_options *options)
 	if (error == 0)
 		error = open_origin(volume);
 	if (error == 0)
+		error = generation_read(volume);
+	if (error == 0)
 		error = open_store(volume);
+	volume->opening = false;
 	if (error != 0)
 		volume_close(volume);
 	return error;
+}
+
+int volume_begin(struct volume *volume)
+{
+	return generation_raise(volume);
 }
 
 static void close_failed(const char *what, int error)
@@ -188,10 +176,24 @@ static void close_failed(const char *what, int error)
 		nbdkit_error("cannot close the %s: %s", what, strerror(-error));
 }
 
+static void forget_snapshots(struct volume *volume)
+{
+	while (volume->snapshots != NULL) {
+		struct named_snapshot *entry = volume->snapshots;
+
+		volume->snapshots = entry->next;
+		if (volume->options->store_format == STORE_DM)
+			cowsnap_snapshot_deactivate(entry->snapshot);
+		else
+			cowsnap_snapshot_drop(entry->snapshot);
+		cowsnap_snapshot_unref(entry->snapshot);
+		free(entry);
+	}
+}
+
 void volume_close(struct volume *volume)
 {
-	while (volume->snapshots != NULL)
-		volume_drop(volume, volume->snapshots->name);
+	forget_snapshots(volume);
 	if (volume->ctx != NULL)
 		cowsnap_reclaim(volume->ctx, UINT64_MAX);
 	close_failed("store", cowsnap_store_close(volume->store));
@@ -201,6 +203,7 @@ void volume_close(struct volume *volume)
 	close_failed("context", cowsnap_ctx_destroy(volume->ctx));
 	if (volume->fd >= 0)
 		close(volume->fd);
+	free(volume->name_path);
 	pthread_mutex_destroy(&volume->lock);
 }
 
@@ -214,20 +217,32 @@ static struct named_snapshot **find_link(struct volume *volume, const char *name
 	return link;
 }
 
-int volume_take(struct volume *volume, const char *name, const struct named_snapshot **taken)
+/* A persistent store's snapshot has its name kept before it is there, and as long as it is. */
+static int take_snapshot(struct volume *volume, const char *name, struct cowsnap_take_entry *entry)
 {
-	const struct volume_options *options = volume->options;
-	struct cowsnap_take_options take = {
-		.size = sizeof(take),
+	const struct cowsnap_take_options options = {
+		.size = sizeof(options),
 		.deadline_ns = take_deadline_ns,
 	};
-	struct cowsnap_take_entry frozen = {
-		.origin = volume->origin,
-		.store = volume->store,
-		.on_full = options->on_full == ON_FULL_FAIL ? COWSNAP_LOSER_WRITE
-							    : COWSNAP_LOSER_SNAPSHOT,
-		.wait_ns = options->on_full == ON_FULL_WAIT ? options->wait_ns : 0,
-	};
+	bool persistent = volume->options->store_format == STORE_DM;
+	int error = 0;
+
+	if (persistent && volume->snapshots != NULL)
+		return -EBUSY;
+	if (persistent)
+		error = store_name_write(volume, name);
+	if (error != 0)
+		return error;
+	error = cowsnap_take(volume->ctx, &options, entry, 1);
+	if (error != 0 && persistent)
+		store_name_remove(volume);
+	/* The one snapshot was dropped, but a reader still has it. */
+	return error == -ENOTSUP ? -EBUSY : error;
+}
+
+int volume_take(struct volume *volume, const char *name, const struct named_snapshot **taken)
+{
+	struct cowsnap_take_entry frozen = make_take_entry(volume);
 	struct named_snapshot **link = find_link(volume, name);
 	struct named_snapshot *entry;
 	int error;
@@ -238,7 +253,7 @@ int volume_take(struct volume *volume, const char *name, const struct named_snap
 	if (entry == NULL)
 		return -ENOMEM;
 	strcpy(entry->name, name);
-	error = cowsnap_take(volume->ctx, &take, &frozen, 1);
+	error = take_snapshot(volume, name, &frozen);
 	if (error != 0) {
 		free(entry);
 		return error;
@@ -255,16 +270,31 @@ int volume_drop(struct volume *volume, const char *name)
 {
 	struct named_snapshot **link = find_link(volume, name);
 	struct named_snapshot *entry = *link;
+	int error;
 
 	if (entry == NULL)
 		return -ENOENT;
+	error = cowsnap_snapshot_drop(entry->snapshot);
+	if (error != 0)
+		return error;
 	pthread_mutex_lock(&volume->lock);
 	*link = entry->next;
 	pthread_mutex_unlock(&volume->lock);
-	cowsnap_snapshot_drop(entry->snapshot);
 	cowsnap_snapshot_unref(entry->snapshot);
 	free(entry);
+	if (volume->options->store_format == STORE_DM)
+		store_name_remove(volume);
 	return 0;
+}
+
+int volume_grow(struct volume *volume)
+{
+	int error;
+
+	if (volume->store_device == NULL)
+		return -ENODEV;
+	error = cowsnap_device_refresh(volume->store_device);
+	return error == 0 ? cowsnap_store_set_limit(volume->store, 0) : error;
 }
 
 struct cowsnap_snapshot *volume_find(struct volume *volume, const char *name)

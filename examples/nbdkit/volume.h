@@ -6,11 +6,11 @@
 #ifndef EXAMPLE_VOLUME_H
 #define EXAMPLE_VOLUME_H
 
+#include "name.h"
+
 #include <cowsnap.h>
 #include <pthread.h>
 #include <stdint.h>
-
-#define SNAPSHOT_NAME_MAX 255
 
 enum on_full {
 	ON_FULL_INVALIDATE, /* the snapshot is given up, the write goes on */
@@ -18,11 +18,18 @@ enum on_full {
 	ON_FULL_WAIT,       /* the write waits for space; then the snapshot is given up */
 };
 
+enum store_format {
+	STORE_TRANSIENT, /* gone with the process */
+	STORE_DM,        /* outlives it, holds one snapshot */
+};
+
 struct volume_options {
 	const char *file;
-	const char *store; /* NULL: memory */
-	uint64_t chunk_size_bytes;
-	uint64_t store_limit_bytes; /* 0: the library's default */
+	const char *store; /* NULL: memory; only if STORE_TRANSIENT */
+	enum store_format store_format;
+	const char *generation_file; /* NULL: none */
+	uint64_t chunk_size_bytes;   /* 0: that of the store, or the library's default */
+	uint64_t store_limit_bytes;  /* 0: the library's default */
 	enum on_full on_full;
 	uint64_t wait_ns; /* ON_FULL_WAIT */
 };
@@ -40,7 +47,12 @@ struct volume {
 	struct cowsnap_origin *origin;
 	struct cowsnap_device *store_device; /* NULL: memory */
 	struct cowsnap_store *store;
-	int fd; /* the file once more: its holes are asked for here */
+	int fd;              /* the file once more: its holes are asked for here */
+	char *name_path;     /* STORE_DM: the file that keeps the name of its snapshot */
+	uint64_t generation; /* what generation_file holds */
+	struct cowsnap_log log;
+	bool opening;
+	char complaint[512]; /* while opening: the first error that the library logged */
 	/* The table, oldest first. Only the control thread changes it, and then it holds the lock;
 	 * so that thread may look without, every other one must hold it. */
 	pthread_mutex_t lock;
@@ -54,20 +66,35 @@ struct volume {
  */
 int volume_open(struct volume *volume, const struct volume_options *options);
 
-/* volume_close - drop every snapshot and close everything; no connection may be left */
+/*
+ * volume_begin - to be called once before the first write
+ * Returns: 0, or a negative errno after nbdkit_error() said what is wrong.
+ */
+int volume_begin(struct volume *volume);
+
+/* volume_close - close everything; no connection may be left. The snapshot of a persistent store
+ * stays there, all others are dropped. */
 void volume_close(struct volume *volume);
 
 /*
- * volume_take - freeze the volume under a name that volume_check_name() has accepted
- * Returns: 0; -EEXIST, or what cowsnap_take() gave.
+ * volume_take - freeze the volume under a name that name_check() has accepted
+ * Returns: 0; -EEXIST, -EBUSY (the store holds one snapshot and has it), what cowsnap_take() gave,
+ *	or why the name could not be kept.
  */
 int volume_take(struct volume *volume, const char *name, const struct named_snapshot **taken);
 
 /*
  * volume_drop - delete a snapshot; connections to it go on, with errors
- * Returns: 0; -ENOENT.
+ * Returns: 0; -ENOENT, or the error of a persistent store: the snapshot is as before.
  */
 int volume_drop(struct volume *volume, const char *name);
+
+/*
+ * volume_grow - let the store use all of its file, which may have become longer
+ * Returns: 0; -ENODEV (the store is in memory), -ERANGE (the file is shorter than it was), or the
+ *	device's error.
+ */
+int volume_grow(struct volume *volume);
 
 /* volume_find - a reference to the snapshot of that name, or NULL */
 struct cowsnap_snapshot *volume_find(struct volume *volume, const char *name);

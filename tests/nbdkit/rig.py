@@ -21,6 +21,7 @@ import nbd
 
 DEADLINE_S = 60
 PLUGIN = os.environ.get("COWSNAP_PLUGIN", "")
+CHECKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "../interop/dmstore.py")
 
 
 class Failed(Exception):
@@ -51,11 +52,12 @@ def seeded():
     return random.Random(seed)
 
 
-def server_environment(leaks=True, hold=None):
+def server_environment(leaks=True, hold=None, fail=None):
     """A plug-in with AddressSanitizer needs its run-time in nbdkit before anything else.
 
     nbdkit does not free its own things when it could not start, or ends before its clients; then
-    leaks are not looked for. hold names the file of the hold point in lseek.
+    leaks are not looked for. hold names the file of the hold point in lseek, fail that of the
+    failure in fdatasync.
     """
     environment = dict(os.environ)
     preload = []
@@ -68,6 +70,9 @@ def server_environment(leaks=True, hold=None):
     if hold:
         preload.append(os.environ["COWSNAP_HOLD_LSEEK"])
         environment["COWSNAP_HOLD"] = hold
+    if fail:
+        preload.append(os.environ["COWSNAP_FAIL_FLUSH"])
+        environment["COWSNAP_FAIL"] = fail
     if preload:
         environment["LD_PRELOAD"] = ":".join(preload)
     return environment
@@ -110,7 +115,7 @@ class Control:
 class Server:
     """nbdkit in the foreground with the plug-in."""
 
-    def __init__(self, rig, volume, *parameters, threads=8, leaks=True, hold=None):
+    def __init__(self, rig, volume, *parameters, threads=8, leaks=True, hold=None, fail=None):
         self.handles = []
         number = len(rig.servers)
         self.nbd_socket = rig.path(f"nbd{number}")
@@ -121,7 +126,7 @@ class Server:
             self.process = subprocess.Popen(
                 ["nbdkit", "-f", "-t", str(threads), "-U", self.nbd_socket, "-P", self.pid_file,
                  PLUGIN, f"file={volume}", f"control={self.control_socket}", *parameters],
-                stdout=log, stderr=log, env=server_environment(leaks, hold))
+                stdout=log, stderr=log, env=server_environment(leaks, hold, fail))
         rig.servers.append(self)
         wait_until(lambda: os.path.exists(self.pid_file) or self.process.poll() is not None,
                    "the server to start")
@@ -182,6 +187,12 @@ class Server:
         check(self.alive(), "the server died:\n" + self.log())
         self.process.send_signal(signal.SIGTERM)
 
+    def kill(self):
+        """End it as a crash would. Its sockets are left behind."""
+        check(self.alive(), "the server died before:\n" + self.log())
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+
     def stop(self):
         """End it as a service manager would; a clean end removes the control socket."""
         for handle in self.handles:
@@ -227,6 +238,25 @@ class Rig:
 
     def serve(self, volume, *parameters, **options):
         return Server(self, volume, *parameters, **options)
+
+    def refused(self, wanted, *parameters, prefix=()):
+        """nbdkit does not start, and says the wanted words; nothing is made or removed."""
+        files = sorted(os.listdir(self.directory))
+        done = subprocess.run(
+            [*prefix, "nbdkit", "-f", "-U", "-", PLUGIN, *parameters, "--run", "true"],
+            capture_output=True, text=True, timeout=DEADLINE_S,
+            env=server_environment(leaks=False), check=False)
+        check(done.returncode != 0, f"{parameters} was accepted")
+        check(wanted in done.stderr, f"{parameters}: no '{wanted}' in: {done.stderr}")
+        check_equal(sorted(os.listdir(self.directory)), files, f"{parameters}: the directory")
+
+    def check_store(self, path, volume_size, *options, status=0):
+        """The independent reader's word on a persistent store; returns what it found."""
+        done = subprocess.run(
+            [sys.executable, "-B", CHECKER, "check", "--json", "--origin-size", str(volume_size),
+             *options, path], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
+        check_equal(done.returncode, status, f"dmstore.py check {path}: {done.stderr}")
+        return json.loads(done.stdout) if done.stdout else None
 
     def start(self, *command):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,

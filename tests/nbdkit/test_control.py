@@ -71,7 +71,8 @@ def test_good(server):
         check(isinstance(status["stats"][field], int), f"status: stats {field}")
     check(isinstance(status["threads"], list), "status: threads")
     commands = " ".join(server.ok("help")["commands"])
-    check(all(word in commands for word in ("take", "drop", "list", "status", "help")), commands)
+    words = ("take", "drop", "grow", "list", "status", "help")
+    check(all(word in commands for word in words), commands)
 
 
 def test_bad_lines(server):

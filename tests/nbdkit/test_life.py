@@ -23,7 +23,8 @@ def test_load(rig):
     dump = nbdkit(rig, PLUGIN, "--dump-plugin").stdout
     check("name=cowsnap\n" in dump and "thread_model=parallel\n" in dump, dump)
     help_text = nbdkit(rig, PLUGIN, "--help").stdout
-    for word in ("chunk-size=", "store=", "store-limit=", "on-full=", "control="):
+    for word in ("chunk-size=", "store=", "store-format=", "store-limit=", "generation-file=",
+                 "on-full=", "control="):
         check(word in help_text, f"--help does not tell of {word}")
 
 
@@ -35,12 +36,12 @@ def test_run(rig):
     wait_until(lambda: not os.path.exists(rig.path("control")), "the end of the captive server")
 
 
-def test_background(rig):
+def test_background(rig, *parameters):
     """nbdkit forks, changes directory, and serves with threads made after that."""
     done = nbdkit(rig, "-U", rig.path("nbd"), "-P", rig.path("pid"), PLUGIN, "volume",
-                  "store=store", "control=control")
+                  "store=store", "control=control", *parameters)
     check_equal(done.returncode, 0, done.stderr)
-    wait_until(lambda: os.path.exists(rig.path("pid")), "the pid file")
+    wait_until(lambda: os.path.exists(rig.path("pid")) and rig.read("pid"), "the pid file")
     pid = int(rig.read("pid"))
     try:
         control = Control(rig.path("control"))
@@ -52,6 +53,22 @@ def test_background(rig):
     wait_until(lambda: not os.path.exists(f"/proc/{pid}"), "the server to end")
     check(not os.path.exists(rig.path("control")), "the control socket is left")
     check(os.path.exists(rig.path("store")), "the store was made beside the volume")
+    os.unlink(rig.path("pid"))
+    os.unlink(rig.path("nbd"))
+
+
+def test_background_dm(rig):
+    """A persistent store that was opened before the fork, and again after it."""
+    keep = ("store-format=dm", "generation-file=generation")
+    os.unlink(rig.path("store"))
+    test_background(rig, *keep)
+    check_equal(rig.read("store.name"), b"one\n", "the name of the snapshot")
+    check_equal(rig.read("generation"), b"1\n", "one start, one generation")
+    server = rig.serve(rig.path("volume"), "store=" + rig.path("store"), "store-format=dm",
+                       "generation-file=" + rig.path("generation"))
+    check_equal(server.state("one")["state"], "active", "the snapshot after the restart")
+    server.ok("drop one")
+    server.stop()
 
 
 def test_end_with_clients(rig):
@@ -102,6 +119,7 @@ def main_test(rig):
     test_run(rig)
     test_sockets(rig)
     test_background(rig)
+    test_background_dm(rig)
     test_end_with_clients(rig)
     return "dlopen without jemalloc, --run, the background, SIGTERM with clients, stale sockets"
 
