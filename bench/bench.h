@@ -20,6 +20,8 @@
 #define BENCH_RATIOS_MAX   16
 #define BENCH_NAME_MAX     64
 
+struct bench_model; /* model_device.h */
+
 struct bench_options {
 	unsigned repeat;     /* rounds that count; one more before them warms up */
 	unsigned threads;    /* of the variants with several threads */
@@ -203,6 +205,9 @@ struct bench_rig_options {
 	uint64_t chunk_bytes;
 	uint64_t store_bytes;
 	bool store_device; /* the store is on a memory device of the rig, written once */
+	/* The store is on a device made of this one; it must outlive the rig. NULL: none. */
+	struct bench_model *model;
+	bool persistent; /* with model: a persistent store, as large as the device allows */
 };
 
 int bench_context(const struct bench_options *options, struct cowsnap_ctx **ctx);
@@ -235,5 +240,8 @@ int bench_take(struct bench_report *report, const struct bench_options *options)
 int bench_snapread(struct bench_report *report, const struct bench_options *options);
 int bench_gate(struct bench_report *report, const struct bench_options *options);
 int bench_map(struct bench_report *report, const struct bench_options *options);
+int bench_commit(struct bench_report *report, const struct bench_options *options);
+int bench_persist(struct bench_report *report, const struct bench_options *options);
+int bench_open(struct bench_report *report, const struct bench_options *options);
 
 #endif

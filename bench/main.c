@@ -27,6 +27,9 @@ static const struct scenario scenarios[] = {
 	{"snapread", bench_snapread},
 	{"gate", bench_gate},
 	{"map", bench_map},
+	{"commit", bench_commit},
+	{"persist", bench_persist},
+	{"open", bench_open},
 };
 
 #define SCENARIO_COUNT (sizeof(scenarios) / sizeof(scenarios[0]))
@@ -50,12 +53,16 @@ enum {
 static const struct argp_option option_table[] = {
 	{"repeat", 'r', "N", 0, "Rounds that count, 1 to 1000 (default 7, with --quick 3)", 0},
 	{"threads", 't', "N", 0, "Threads of the variants with several, 2 to 32 (default 2)", 0},
-	{"ops", KEY_OPS, "N", 0, "hook, gate: operations per thread and round", 0},
+	{"ops", KEY_OPS, "N", 0,
+		"hook, gate, commit: operations per thread and round; map, open: exceptions", 0},
 	{"variant", KEY_VARIANT, "PATTERN", 0, "Only variants whose name matches", 0},
 	{"allocator", KEY_ALLOCATOR, "libc|jemalloc", 0, "Memory of the library's objects", 0},
 	{"quick", KEY_QUICK, NULL, 0, "Small sizes: does it run? The figures mean little", 0},
 	{"cpu-time", KEY_CPU_TIME, NULL, 0,
-		"hook, first-touch, snapread, gate: count the time that threads had a CPU", 0},
+		"hook, first-touch, snapread, gate, persist, open: count the time that threads had "
+		"a "
+		"CPU",
+		0},
 	{"no-pin", KEY_NO_PIN, NULL, 0, "Do not pin threads to CPUs", 0},
 	{"json", 'j', "FILE", OPTION_ARG_OPTIONAL,
 		"JSON on standard output, or to FILE with the table on standard output", 0},
@@ -153,10 +160,9 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 
 static const char scenario_help[] =
 	"Measure what cowsnap costs.\v"
-	"SCENARIO is one of hook, first-touch, take, snapread, gate, map, all. Exit status: 0; 1 "
-	"if "
-	"the library or the machine failed; 64 for wrong arguments. A missed target is not a "
-	"failure.";
+	"SCENARIO is one of hook, first-touch, take, snapread, gate, map, commit, persist, open, "
+	"all. Exit status: 0; 1 if the library or the machine failed; 64 for wrong arguments. A "
+	"missed target is not a failure.";
 
 static char *join_command(int argc, char **argv)
 {

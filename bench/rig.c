@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "model_device.h"
+
 #define FILL_BYTES (UINT64_C(1) << 20)
 
 static void log_line(void *user, enum cowsnap_log_level level, const char *message)
@@ -62,6 +64,33 @@ int bench_store_open(struct cowsnap_ctx *ctx, const struct bench_rig_options *wh
 		cowsnap_store_transient(ctx, &store_options, store), "cowsnap_store_transient");
 }
 
+static int open_persistent(struct bench_rig *rig, const struct bench_rig_options *what)
+{
+	struct cowsnap_dm_options dm_options = {
+		.size = sizeof(dm_options),
+		.device = rig->store_device,
+		.chunk_size_bytes = what->chunk_bytes,
+		.low_water_bytes = what->chunk_bytes,
+	};
+
+	return bench_check(cowsnap_store_dm_create(rig->ctx, &dm_options, &rig->store),
+		"cowsnap_store_dm_create");
+}
+
+static int open_store_device(struct bench_rig *rig, const struct bench_rig_options *what)
+{
+	int err;
+
+	if (what->model)
+		return bench_model_device(rig->ctx, what->model, &rig->store_device);
+	if (!what->store_device)
+		return 0;
+	err = cowsnap_device_memory(rig->ctx, what->store_bytes, &rig->store_device);
+	if (bench_check(err, "cowsnap_device_memory") < 0)
+		return err;
+	return bench_device_fill(rig->store_device, what->store_bytes);
+}
+
 static int open_origins(struct bench_rig *rig)
 {
 	int err = 0;
@@ -87,13 +116,11 @@ int bench_rig_open(struct bench_rig *rig, const struct bench_options *options,
 	rig->origins = bench_alloc(rig->count, sizeof(*rig->origins));
 	rig->entries = bench_alloc(rig->count, sizeof(*rig->entries));
 	err = bench_context(options, &rig->ctx);
-	if (!err && what->store_device) {
-		err = cowsnap_device_memory(rig->ctx, what->store_bytes, &rig->store_device);
-		bench_check(err, "cowsnap_device_memory");
-		if (!err)
-			err = bench_device_fill(rig->store_device, what->store_bytes);
-	}
 	if (!err)
+		err = open_store_device(rig, what);
+	if (!err && what->persistent)
+		err = open_persistent(rig, what);
+	else if (!err)
 		err = bench_store_open(rig->ctx, what, rig->store_device, &rig->store);
 	if (!err)
 		err = open_origins(rig);
