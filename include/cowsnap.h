@@ -542,7 +542,7 @@ COWSNAP_API int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot);
  * is not saved any more.
  *
  * Returns: 0; -ENOTSUP (the store is not persistent), -EIDRM (dropped or deactivated already).
- * Context: any thread; does not block; may run in a callback.
+ * Context: any thread; waits for a drop of it that is under way; may run in a callback.
  * Lifetime: as for a drop; the state is COWSNAP_SNAPSHOT_DROPPED.
  */
 COWSNAP_API int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot);

@@ -149,8 +149,8 @@ static int inspect(struct cs_dm_load *load)
 	return rc;
 }
 
-static int check_inspection(const struct cs_base *base, struct cowsnap_device *device,
-	const struct cowsnap_dm_inspect_options *options)
+static int check_inspection(
+	const struct cs_base *base, const struct cowsnap_dm_inspect_options *options)
 {
 	if (options->flags) {
 		cs_log(base, COWSNAP_LOG_ERROR, "dm_inspect: unknown flags 0x%x", options->flags);
@@ -160,7 +160,20 @@ static int check_inspection(const struct cs_base *base, struct cowsnap_device *d
 		cs_log(base, COWSNAP_LOG_ERROR, "dm_inspect: the map is not empty");
 		return -EINVAL;
 	}
-	return cs_dev_claimed(device) ? -EBUSY : 0;
+	return 0;
+}
+
+/* For as long as it is looked at, nobody makes an origin or a store of it. */
+static int hold_device(struct cowsnap_device *device)
+{
+	int rc = cs_api_name_device(device->handle.ctx, device);
+
+	if (rc)
+		return rc;
+	rc = cs_dev_lock(device, COWSNAP_LOCK_SHARED);
+	if (rc)
+		cs_api_unname_device(device);
+	return rc;
 }
 
 int cowsnap_dm_inspect(struct cowsnap_device *device,
@@ -177,9 +190,9 @@ int cowsnap_dm_inspect(struct cowsnap_device *device,
 	rc = cs_options_copy(device->base, "inspect options", &options, sizeof(options),
 		host_options, sizeof(options));
 	if (!rc)
-		rc = check_inspection(device->base, device, &options);
+		rc = check_inspection(device->base, &options);
 	if (!rc)
-		rc = cs_dev_lock(device, COWSNAP_LOCK_SHARED);
+		rc = hold_device(device);
 	if (rc)
 		return rc;
 	load.base = device->base;
@@ -190,6 +203,7 @@ int cowsnap_dm_inspect(struct cowsnap_device *device,
 	load.user = options.visit_user;
 	rc = inspect(&load);
 	cs_dev_lock(device, COWSNAP_LOCK_NONE);
+	cs_api_unname_device(device);
 	fill_report(&load, &report);
 	if (cs_result_copy(out, size, &report, sizeof(report)))
 		return -EINVAL;

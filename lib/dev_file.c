@@ -33,7 +33,8 @@
 
 struct file {
 	int fd;
-	int lock_fd; /* of a block device that is locked; else -1 */
+	_Atomic int lost; /* 0, or an error that the next flush has to tell */
+	int lock_fd;      /* of a block device that is locked; else -1 */
 	bool direct;
 	bool block_device;
 	uint32_t block_size;         /* of offsets and lengths; 1 if not direct */
@@ -267,20 +268,22 @@ static int check_whole(const struct file *f)
 
 static int file_flush(void *user)
 {
-	const struct file *f = user;
+	struct file *f = user;
 	int rc;
 
 	do {
 		rc = fdatasync(f->fd);
 	} while (rc < 0 && errno == EINTR);
-	return rc < 0 ? -errno : check_whole(f);
+	if (rc < 0)
+		return -errno;
+	rc = atomic_exchange_explicit(&f->lost, 0, memory_order_relaxed);
+	return rc ? rc : check_whole(f);
 }
 
 /* Past the page cache, the kernel makes this one write with FUA where the disk has it. (In the page
  * cache it would be a write and a flush, and a flush of the caller's covers more.) */
-static int file_write_durable(void *user, const void *buffer, uint64_t offset, uint64_t length)
+static int write_through(struct file *f, const void *buffer, uint64_t offset, uint64_t length)
 {
-	const struct file *f = user;
 	struct iovec part = {(void *)buffer, length};
 	ssize_t n;
 
@@ -294,8 +297,20 @@ static int file_write_durable(void *user, const void *buffer, uint64_t offset, u
 			return -errno;
 	}
 	/* Part of it, or an old kernel, or a buffer that it does not take. */
-	n = file_write(user, buffer, offset, length);
-	return n ? (int)n : file_flush(user);
+	n = file_write(f, buffer, offset, length);
+	return n ? (int)n : file_flush(f);
+}
+
+/* The kernel may have flushed for it, and tells a failure of that once: it counts for what others
+ * have written too, so the next flush tells it again. */
+static int file_write_durable(void *user, const void *buffer, uint64_t offset, uint64_t length)
+{
+	struct file *f = user;
+	int rc = write_through(f, buffer, offset, length);
+
+	if (rc)
+		atomic_store_explicit(&f->lost, rc, memory_order_relaxed);
+	return rc;
 }
 
 /* A file: a lock of the open file description, which no other open of it in this process shares

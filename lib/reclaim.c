@@ -212,6 +212,8 @@ static void unlink_ghost(struct step *step)
 	atomic_store_explicit(&ghost->unlinked, true, memory_order_release);
 	ghost->limbo_next = step->limbo->unlinked;
 	step->limbo->unlinked = ghost;
+	/* A take may be waiting for the store to be empty. */
+	cs_store_wake(step->store);
 }
 
 static uint32_t ghosted(const struct cs_chain *chain)

@@ -4,9 +4,9 @@
  *
  * A commit goes to the end of the queue. If nobody leads, its thread does: the *leader* writes what
  * waits at the head of the queue, a *group* at a time, until its own commit is done; then, or a few
- * quick groups later, it makes the thread of the next one the leader, if there is one. So there is one group on its way, and the
- * next gathers meanwhile. Order on the device is that of the queue: the order in which copies
- * ended.
+ * quick groups later, it makes the thread of the next one the leader, if there is one. So there is
+ * one group on its way, and the next gathers meanwhile. Order on the device is that of the queue:
+ * the order in which copies ended.
  *
  * A group is written so:
  *

@@ -47,8 +47,9 @@ struct cowsnap_device_ops {
 	int (*identity)(void *user, struct cowsnap_device_identity *identity);
 	/* NULL: nothing to do. Called once, when the device is closed. */
 	void (*close)(void *user);
-	/* A write that is durable when it returns (FUA), though writes before it need not be. NULL:
-	 * it is written, then all is flushed. */
+	/* A write that is durable when it returns (FUA), though writes before it need not be. Its
+	 * error is about this write; if others may be lost too, the next flush must fail. NULL: it
+	 * is written, then all is flushed. */
 	int (*write_durable)(void *user, const void *buffer, uint64_t offset, uint64_t length);
 	/* How long it is now. NULL: as long as it was. */
 	int (*length)(void *user, uint64_t *size_bytes);
