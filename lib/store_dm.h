@@ -75,7 +75,7 @@ struct cs_dm {
 	struct cs_dm_waiting *first, **last;
 	uint64_t queued;           /* commits in the queue */
 	uint64_t active;           /* that were under way when the last group ended */
-	bool open;                 /* there is a snapshot to record for */
+	bool open;                 /* there is, or was, a snapshot to record for */
 	bool leading;              /* somebody leads */
 	bool gathering;            /* and waits for others */
 	uint64_t flushes_begun;    /* the number of the newest flush */
@@ -119,7 +119,7 @@ void cs_dm_commit_fini(struct cs_dm *dm);
  * slot @end, with zeroes from it on; NULL: all zeroes. Returns: 0, -EBUSY (commits are under way).
  */
 int cs_dm_commit_open(struct cs_dm *dm, uint64_t end, const uint8_t *block);
-/* There is no snapshot any more: commits fail. */
+/* No snapshot came of it: commits fail. */
 void cs_dm_commit_close(struct cs_dm *dm);
 /* The member of a store's table. */
 void cs_dm_commit(void *user, struct cowsnap_commit *commit);

@@ -217,8 +217,8 @@ COWSNAP_API void cowsnap_store_free(struct cowsnap_store *store, uint64_t locati
 /*
  * cowsnap_store_commit - record that runs of an origin are saved; returns when that is durable
  * @runs: what was written to the store's device before
- * Returns: 0, -EBADF (closed), -ESRCH (a persistent store without a snapshot), or the store's
- *	error. A transient store has nothing to do.
+ * Returns: 0, -EBADF (closed), -ESRCH (a persistent store before its first snapshot), or the
+ *	store's error. A transient store has nothing to do.
  * Context: any thread, many at once; blocks on the store's device; not in a callback.
  * Lifetime: none.
  */
