@@ -403,7 +403,7 @@ static int make_room(const struct take *take)
 		if (!(store->flags & COWSNAP_STORE_ONE_SNAPSHOT))
 			continue;
 		while (only_ghosts(store)) {
-			if (!clear_ghosts(store, take->deadline_ns))
+			if (!clear_ghosts(store, take->deadline_ns) && only_ghosts(store))
 				return -ETIMEDOUT;
 		}
 	}

@@ -449,6 +449,41 @@ Test(regressions, one_snapshot_store_is_free_after_the_drop, .timeout = 60)
 	scene_close(&s);
 }
 
+/* A take that waited for a reader to leave slept to its deadline when what the reader had held back
+ * was a snapshot and no space. */
+Test(regressions, take_wakes_when_a_store_without_space_to_free_is_empty, .timeout = 60)
+{
+	struct host_store host = {0};
+	struct cowsnap_snapshot *read;
+	struct cowsnap_store *store;
+	struct actor reader, taker;
+	struct scene s;
+	int hold;
+
+	scene_open(&s, NULL);
+	host_store_open(&host, s.ctx, CHUNK, 64, COWSNAP_STORE_ONE_SNAPSHOT);
+	read = take_of(s.origin[0], host.store);
+	hold = scene_hold(s.origin_test[0], TEST_IO_READ, 0, CHUNK);
+	actor_read(&reader, cowsnap_snapshot_ref(read), 0, CHUNK);
+	scene_wait_held(s.origin_test[0], hold);
+	scene_drop(read);
+	scene_drop(take_of(s.origin[0], host.store));
+	store = s.store[0];
+	s.store[0] = host.store;
+	actor_take(&taker, &s, 1, UINT64_MAX);
+	s.store[0] = store;
+	while (!atomic_load(&host.store->space_waiters) && !atomic_load(&taker.finished))
+		sched_yield();
+	test_device_release(s.origin_test[0], hold);
+	cr_assert_eq(actor_join(&reader), -EIDRM);
+	cowsnap_snapshot_unref(read);
+	free(reader.data);
+	cr_assert_eq(actor_join(&taker), 0);
+	scene_drop(taker.entry[0].snapshot);
+	host_store_close(&host);
+	scene_close(&s);
+}
+
 /* An origin and a store named twice were refused with another error on such a store. */
 Test(regressions, pair_named_twice_on_a_one_snapshot_store, .timeout = 60)
 {
