@@ -25,9 +25,11 @@
  * is global, nothing is printed: the reason of a refusal goes in words to the context's log.
  *
  * Threads: any function may be called on any thread at any time unless its `Context:` says
- * otherwise. The library starts no thread. A handle must not be closed or destroyed while another
- * thread still uses it. Callbacks run on the calling thread with no lock held.
- * After fork() only the parent may go on using a context.
+ * otherwise. The library starts no thread, unless the host asks for workers. A handle must not be
+ * closed or destroyed while another thread still uses it. Callbacks run on the calling thread with
+ * no lock held; those that end an operation, on the thread that polls its queue, or on a worker.
+ * After fork() only the parent may go on using a context: a child must not call the library with
+ * anything that was made before, and has no workers.
  *
  * Units: offsets and lengths are bytes, durations nanoseconds of CLOCK_MONOTONIC.
  *
@@ -36,8 +38,9 @@
  * default. A size below that of the first release is -EINVAL, a larger one with a non-zero tail is
  * -E2BIG, an unknown flag is -EINVAL.
  *
- * The header has four parts: Snapshots (this file), Building blocks (cowsnap/blocks.h), Extending
- * (cowsnap/extend.h) and Experimental (empty in this release).
+ * The header has four parts: Snapshots (this file, and cowsnap/queues.h for hosts that do not
+ * wait), Building blocks (cowsnap/blocks.h), Extending (cowsnap/extend.h) and Experimental (empty
+ * in this release).
  */
 #ifndef COWSNAP_H
 #define COWSNAP_H
@@ -68,6 +71,7 @@ extern "C" {
 
 struct cowsnap_ctx;
 struct cowsnap_device;
+struct cowsnap_queue;
 struct cowsnap_origin;
 struct cowsnap_store;
 struct cowsnap_snapshot;
@@ -75,6 +79,22 @@ struct cowsnap_allocator;
 struct cowsnap_log;
 struct cowsnap_clock;
 struct cowsnap_take_entry;
+
+struct cowsnap_io;
+struct cowsnap_op;
+
+#define COWSNAP_PENDING 1 /* not ended yet: the callback will run, once */
+
+/* @error: what the call would have returned: 0 or a negative errno. The operation is the host's
+ * again. Runs with no lock held. It may call what says that it may run in a callback,
+ * cowsnap_device_submit(), and every function whose name ends in _async; nothing that waits. */
+typedef void cowsnap_done(struct cowsnap_op *op, void *user, int error);
+
+/* One operation: see cowsnap/queues.h. The caller allocates it, on the stack if it waits; its words
+ * are the library's. */
+struct cowsnap_op {
+	uint64_t words[40];
+};
 
 /*
  * cowsnap_version - the version of the library that is running, "0.1.0"
@@ -101,6 +121,23 @@ struct cowsnap_event {
 	uint64_t limit_bytes;
 };
 
+/* Who moves the bytes of a copy. A caller that waits (no callback) always does it itself, with
+ * calls that block. An operation with a callback is carried on by the thread that polls its queue,
+ * or by a worker. */
+enum cowsnap_engine {
+	/* ... which calls devices, and blocks while they work. */
+	COWSNAP_ENGINE_INLINE = 0,
+	/* ... which submits to devices that can be submitted to. What still blocks: devices that
+	 * cannot; a persistent store that records that it has a snapshot, or has lost it. */
+	COWSNAP_ENGINE_LOOP = 1,
+	/* As LOOP for operations with a queue. Those without go to one of `workers` threads of the
+	 * context: the same for each operation that one thread starts. Their callbacks run
+	 * there. */
+	COWSNAP_ENGINE_WORKERS = 2,
+};
+
+#define COWSNAP_WORKERS_MAX 256u
+
 struct cowsnap_ctx_options {
 	size_t size;
 	uint32_t flags; /* none defined: 0 */
@@ -113,17 +150,21 @@ struct cowsnap_ctx_options {
 	const struct cowsnap_allocator *allocator; /* default: libc; must outlive the context */
 	const struct cowsnap_log *log;             /* default: none; must outlive the context */
 	const struct cowsnap_clock *clock;         /* default: CLOCK_MONOTONIC; must outlive it */
-	/* Told of events. Runs on the thread that met them, inside its bracket, with no lock, claim
-	 * or credit held. It may call what says that it may run in a callback, but close nothing.
-	 * */
+	/* Told of events. Runs on the thread that met them, which may be one that polls, or a
+	 * worker, with no lock, claim or credit held. It may call what says that it may run in a
+	 * callback, but close nothing. */
 	void (*event)(void *event_user, const struct cowsnap_event *event);
 	void *event_user;
+	enum cowsnap_engine engine;
+	uint32_t workers; /* of COWSNAP_ENGINE_WORKERS: 1 to COWSNAP_WORKERS_MAX; else 0 */
 };
 
 /*
  * cowsnap_ctx_create - make a context: the bound on copies, the memory, the log, the events
  * @options: NULL for all defaults
- * Returns: 0; -EINVAL (unknown flag or size, job length out of bounds, incomplete table), -E2BIG
+ * Returns: 0; -EINVAL (unknown flag, size or engine, a number of workers that does not go with the
+ *	engine, job length out of bounds, incomplete table), -EAGAIN (no thread for a worker),
+ *	-EMFILE or the like (no file descriptor for one), -E2BIG
  *	(options of a newer release), -ENOMEM.
  * Context: any thread; does not block; may run in a callback.
  * Lifetime: until cowsnap_ctx_destroy(); the options are copied.
@@ -133,9 +174,10 @@ COWSNAP_API int cowsnap_ctx_create(
 
 /*
  * cowsnap_ctx_destroy - end a context and free what its closed handles left
- * Returns: 0; -EBUSY (a device, origin, store or snapshot is still open; nothing was done). NULL is
- *	accepted.
- * Context: no other call on this context may be running; does not block; not in a callback.
+ * Returns: 0; -EBUSY (a device, origin, store, snapshot or queue is still open, or a worker has an
+ *	operation; nothing was done). NULL is accepted. Workers are ended.
+ * Context: no other call on this context may be running; waits for its workers to end; not in a
+ *	callback.
  * Lifetime: ends that of the context and of every handle made in it.
  */
 COWSNAP_API int cowsnap_ctx_destroy(struct cowsnap_ctx *ctx);
@@ -166,6 +208,20 @@ COWSNAP_API int cowsnap_device_file(struct cowsnap_ctx *ctx, const char *path,
 	const struct cowsnap_file_options *options, struct cowsnap_device **device);
 
 /*
+ * cowsnap_device_uring - the same for a file or block device that is submitted to with io_uring
+ *
+ * Operations on a queue use a ring of that queue's; callers that wait use pread and pwrite. Where
+ * the kernel forbids io_uring, or the library was built without it, it is a plain file device, and
+ * the log says why.
+ *
+ * Returns: as cowsnap_device_file().
+ * Context: any thread; blocks on the file system; may run in a callback.
+ * Lifetime: until cowsnap_device_close().
+ */
+COWSNAP_API int cowsnap_device_uring(struct cowsnap_ctx *ctx, const char *path,
+	const struct cowsnap_file_options *options, struct cowsnap_device **device);
+
+/*
  * cowsnap_device_memory - a device of zeroes in memory; pages are used from their first write on
  * @size_bytes: 1 to COWSNAP_SIZE_MAX; a discard gives whole pages back
  * Returns: 0; -EINVAL (size 0), -EFBIG (size above COWSNAP_SIZE_MAX), -ENOMEM (no address space).
@@ -178,7 +234,8 @@ COWSNAP_API int cowsnap_device_memory(
 /*
  * cowsnap_device_close - give a device back; its file is closed, its memory freed
  * Returns: 0; -EBUSY (an origin or a store is on it), -EBADF (closed already). NULL is accepted.
- * Context: no call on this device may be running; may block on close(); not in a callback.
+ * Context: no call on this device may be running, no request or copy under way; may block on
+ *	close(); not in a callback.
  * Lifetime: ends that of the device; the handle stays recognisable until the context ends.
  */
 COWSNAP_API int cowsnap_device_close(struct cowsnap_device *device);
@@ -255,11 +312,6 @@ enum cowsnap_write_kind {
 	COWSNAP_WRITE_ZEROES = 3,
 };
 
-/* One bracket. The caller allocates it, on the stack if it likes; its words are the library's. */
-struct cowsnap_op {
-	uint64_t words[12];
-};
-
 /*
  * cowsnap_write_begin - ask that a range of the origin may be changed
  *
@@ -280,6 +332,23 @@ struct cowsnap_op {
  */
 COWSNAP_API int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
 	uint64_t offset, uint64_t length, struct cowsnap_op *op);
+
+/*
+ * cowsnap_write_begin_async - the same without waiting
+ * @queue: where the operation goes on; NULL: on a worker, if the context has them
+ * Returns: 0 (write now; no callback), COWSNAP_PENDING (@ready will be called with 0 or an error of
+ *	cowsnap_write_begin(), or -ECANCELED; after 0 write, then call cowsnap_write_end()), or an
+ *	error; beside those of cowsnap_write_begin(): -EINVAL (no queue and no workers, no
+ *	callback), -EBADF (queue closed), -EXDEV (queue of another context).
+ * Context: the thread that polls @queue, also in a callback; without a queue, any thread. With a
+ *	queue it blocks on devices that cannot be submitted to, and on all with
+ *	COWSNAP_ENGINE_INLINE; without one it does not.
+ * Lifetime: @op must stay in place until cowsnap_write_end() returns, or @ready has told of an
+ *	error.
+ */
+COWSNAP_API int cowsnap_write_begin_async(struct cowsnap_origin *origin,
+	struct cowsnap_queue *queue, enum cowsnap_write_kind kind, uint64_t offset, uint64_t length,
+	struct cowsnap_op *op, cowsnap_done *ready, void *user);
 
 /*
  * cowsnap_write_end - say that the write of a bracket has ended, whether it succeeded or not
@@ -315,84 +384,6 @@ COWSNAP_API int cowsnap_store_transient(struct cowsnap_ctx *ctx,
 	const struct cowsnap_transient_options *options, struct cowsnap_store **store);
 
 /*
- * A persistent store holds one snapshot of one origin in the format of Linux dm-snapshot's
- * persistent store (docs/design/dm-format.md): it outlives the process, and a kernel can read,
- * extend and merge it. A write that is admitted has its preimage, and the record of it, on the
- * store's device, flushed. Records are committed in groups, in the order in which copies end.
- *
- * The format does not say which origin a store belongs to, nor whether that was written to while
- * nobody saved its preimages. A host that must be sure keeps a *generation*: a number that it
- * raises each time that it begins to write to the origin, and keeps in a place of its own and, with
- * cowsnap_store_dm_set_generation(), in the store. In this order: set the store's, flush the own
- * one, write. At the next start the two agree, or the store is one ahead (a crash came between the
- * two), or the origin was written to without the store and the snapshot is worthless.
- */
-struct cowsnap_dm_options {
-	size_t size;
-	uint32_t flags; /* COWSNAP_DM_OVERWRITE, for create */
-	uint32_t reserved;
-	struct cowsnap_device *device;
-	/* A power of two. create: default 4 KiB, or the device's block if that is longer. open: 0,
-	 * or what the store must have. */
-	uint64_t chunk_size_bytes;
-	uint64_t low_water_bytes; /* event when less is free; default an eighth of the limit */
-	uint64_t generation;      /* create: the store's. open: 0, or what the store must have */
-};
-
-#define COWSNAP_DM_OVERWRITE (UINT32_C(1) << 0) /* give up a store that is on the device */
-
-/*
- * cowsnap_store_dm_create - make a device a persistent store without a snapshot
- *
- * A snapshot comes with cowsnap_take(), and only then is there a store for others to see. The
- * device's length is the limit; when it grows: cowsnap_device_refresh(), cowsnap_store_set_limit().
- *
- * Returns: 0; -EINVAL (unknown flag or size, no device, chunk size not a power of two or no
- *	multiple of the device's block), -E2BIG, -ERANGE (chunk size out of bounds; fewer than 3
- *	chunks on the device), -EEXIST (a store, or something else, begins on the device, and
- *	COWSNAP_DM_OVERWRITE was not given), -EBUSY (the device is an origin or a store already,
- *	also under another path, or another process has it), -EROFS, -EBADF (device closed), -EXDEV
- *	(device of another context), -ENOMEM, or the device's own error.
- * Context: any thread; blocks on the device; not in a callback.
- * Lifetime: until cowsnap_store_close(); the device must outlive it.
- */
-COWSNAP_API int cowsnap_store_dm_create(struct cowsnap_ctx *ctx,
-	const struct cowsnap_dm_options *options, struct cowsnap_store **store);
-
-/*
- * cowsnap_store_dm_open - attach the snapshot of a persistent store to its origin again
- *
- * Reads all records and checks each; a store that is refused is not changed. What a crash left
- * behind the last record is wiped. From the return on the origin's writes are saved again. If the
- * store says that its snapshot is invalid, that is what it is (reason -EUCLEAN), for the host to
- * drop.
- *
- * @entry: origin, on_full, wait_ns, decide and user are set as for cowsnap_take(); store and
- *	snapshot are set by the call
- * Returns: 0; -ENOENT (there is no store on the device), -EMEDIUMTYPE (something else is: its magic
- *	or version is unknown), -EBADMSG (the store is damaged, or does not fit this origin or
- *	device; the log names record and value), -EINVAL (it has another chunk size than asked for),
- *	-ESTALE (another generation), -EBUSY (as for create; or a write of this origin has begun: it
- *	could not be saved), -ETIMEDOUT (a take of another thread is under way for 5 s), or as for
- *	create.
- * Context: any thread; blocks on the device; no bracket of this origin may begin before the return;
- *	not in a callback.
- * Lifetime: the store until cowsnap_store_close(), the snapshot as after a take.
- */
-COWSNAP_API int cowsnap_store_dm_open(struct cowsnap_ctx *ctx,
-	const struct cowsnap_dm_options *options, struct cowsnap_take_entry *entry,
-	struct cowsnap_store **store);
-
-/*
- * cowsnap_store_dm_set_generation - keep a number of the host's in a persistent store
- * Returns: 0 (it is durable if there is a snapshot, else as soon as there is one); -EINVAL (a store
- *	of another kind), -EBADF, or the device's own error.
- * Context: any thread; blocks on the device; not in a callback.
- * Lifetime: none.
- */
-COWSNAP_API int cowsnap_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation);
-
-/*
  * cowsnap_store_close - end a store
  * Returns: 0; -EBUSY (somebody holds, reads or writes for a snapshot of it, dropped or not; or, for
  *	a moment only, a take is under way: try again), -EBADF (closed already). NULL is accepted.
@@ -401,6 +392,25 @@ COWSNAP_API int cowsnap_store_dm_set_generation(struct cowsnap_store *store, uin
  * Lifetime: ends that of the store; the handle stays recognisable until the context ends.
  */
 COWSNAP_API int cowsnap_store_close(struct cowsnap_store *store);
+
+/*
+ * cowsnap_store_drain - wait until nothing holds up what dropped snapshots left in a store
+ *
+ * A drop returns at once, also while a write of before it still copies for the snapshot, or
+ * somebody reads it, on a device that may never answer. This waits for these, and reclaims what
+ * they held up. After it, and when the host has given its references back, the store and its
+ * origins can be closed. Writes and reads that began after the drop are not waited for, nor are
+ * live snapshots.
+ *
+ * @wait_ns: how long; 0: only look; UINT64_MAX: for ever
+ * Returns: 0; -ETIMEDOUT (something is still in use, another take has its turn, or there is no
+ *	memory to reclaim with), -EBADF (closed).
+ * Context: any thread, several at once; blocks up to @wait_ns; takes go on meanwhile; neither the
+ *	store nor an origin with a snapshot in it may be closed meanwhile; not inside a bracket of
+ *	such an origin, not in a callback.
+ * Lifetime: none.
+ */
+COWSNAP_API int cowsnap_store_drain(struct cowsnap_store *store, uint64_t wait_ns);
 
 /*
  * cowsnap_store_set_limit - grow a store, or shrink it to no less than what is used
@@ -470,9 +480,9 @@ struct cowsnap_take_entry {
 	 * most 8 times in that time, at most a second apart. While a write waits, takes of its
 	 * origin wait for it. */
 	uint64_t wait_ns;
-	/* For COWSNAP_LOSER_ASK. Runs on the writer's thread inside its bracket, with no lock,
-	 * claim or credit held. It may call what says that it may run in a callback, but close
-	 * nothing. */
+	/* For COWSNAP_LOSER_ASK. Runs on the thread that carries the write on, the writer's own,
+	 * one that polls or a worker, with no lock, claim or credit held. It may call what says
+	 * that it may run in a callback, but close nothing. */
 	enum cowsnap_decision (*decide)(void *user, const struct cowsnap_trouble *trouble);
 	void *user;                        /* for decide, and cowsnap_snapshot_user() */
 	struct cowsnap_snapshot *snapshot; /* out: the snapshot, one reference to it */
@@ -506,8 +516,9 @@ struct cowsnap_take_options {
  *	without decide, unknown on_full, an origin and store named twice), -E2BIG, -EBADF (closed
  *	handle), -EXDEV (an origin or a store of another context), -ENOTSUP (the store holds one
  *	snapshot and has it), -ETIMEDOUT (deadline), -ENOMEM, freeze's error, or that of a
- *	persistent store that could not record the snapshot. Nothing was taken then. That a store
- *	is on its origin was refused when the second of them was opened.
+ *	persistent store that could not record the snapshot (-EDEADLK: as for
+ *	cowsnap_snapshot_drop()). Nothing was taken then. That a store is on its origin was refused
+ *	when the second of them was opened.
  * Context: any thread, several at once (they go one after the other); blocks up to the deadline;
  *	not inside a bracket of one of these origins (it would wait for itself until the deadline);
  *	not in a callback.
@@ -515,6 +526,24 @@ struct cowsnap_take_options {
  */
 COWSNAP_API int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_options *options,
 	struct cowsnap_take_entry *entries, size_t count);
+
+/*
+ * cowsnap_take_async - the same without waiting for other takes and for the drain
+ * @queue: where the take goes on; NULL: on a worker, if the context has them
+ * The deadline counts from the call.
+ *
+ * Returns: COWSNAP_PENDING (@done will be called with 0 or an error of cowsnap_take(), or
+ *	-ECANCELED: the take was withdrawn), or the error of an argument; beside those of
+ *	cowsnap_take(): as cowsnap_write_begin_async().
+ * Context: as cowsnap_write_begin_async(). The instant may be inside the call or in a poll; freeze
+ *	and thaw run there. A persistent store blocks while it records that it has a snapshot, or
+ *	that it has none after all. Once it is this take's turn others wait for its end, and so does
+ *	the closing of origins and stores: go on polling. Where NULL is given, on a worker.
+ * Lifetime: @options is copied; @entries and @op must stay in place until @done has been called.
+ */
+COWSNAP_API int cowsnap_take_async(struct cowsnap_ctx *ctx, struct cowsnap_queue *queue,
+	const struct cowsnap_take_options *options, struct cowsnap_take_entry *entries,
+	size_t count, struct cowsnap_op *op, cowsnap_done *done, void *user);
 
 /*
  * cowsnap_snapshot_drop - delete a snapshot; writes no longer copy for it, reads of it fail
@@ -525,9 +554,13 @@ COWSNAP_API int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_
  * not come back after a crash.
  *
  * Returns: 0; -EIDRM (dropped already), or the error of a persistent store that could not record
- *	it: the snapshot is as before.
+ *	it: the snapshot is as before. -EDEADLK: the store's device cannot write durably without a
+ *	flush, and one is under way in a queue that this thread polls: try again after a poll, in a
+ *	callback of that queue not before it has returned.
  * Context: any thread, also while others read this snapshot or write to the origin; does not block
- *	on writers, nor on I/O unless the store is persistent; may run in a callback.
+ *	on writers, nor on I/O unless the store is persistent; may run in a callback. Two threads
+ *	that poll, and each drop a persistent snapshot that the other's queue writes for, may wait
+ *	for each other: where several poll, drop these on a thread that does not.
  * Lifetime: the handle stays valid until its last reference goes.
  */
 COWSNAP_API int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot);
@@ -584,6 +617,19 @@ COWSNAP_API int cowsnap_reclaim(struct cowsnap_ctx *ctx, uint64_t max_chunks);
  */
 COWSNAP_API int cowsnap_snapshot_read(
 	struct cowsnap_snapshot *snapshot, void *buffer, uint64_t offset, uint64_t length);
+
+/*
+ * cowsnap_snapshot_read_async - the same without waiting
+ * @queue: where the read goes on; NULL: on a worker, if the context has them
+ * Returns: 0 (it is done; no callback), COWSNAP_PENDING (@done will be called with 0 or an error of
+ *	cowsnap_snapshot_read(), or -ECANCELED), or an error; beside those of
+ *	cowsnap_snapshot_read(): as cowsnap_write_begin_async().
+ * Context: as cowsnap_write_begin_async().
+ * Lifetime: the caller holds a reference, and @buffer and @op stay in place, until the end.
+ */
+COWSNAP_API int cowsnap_snapshot_read_async(struct cowsnap_snapshot *snapshot,
+	struct cowsnap_queue *queue, void *buffer, uint64_t offset, uint64_t length,
+	struct cowsnap_op *op, cowsnap_done *done, void *user);
 
 struct cowsnap_extent {
 	uint64_t offset;
@@ -654,7 +700,7 @@ struct cowsnap_stats {
 	uint64_t credit_waits;   /* waits for the bound on bytes in flight */
 	uint64_t space_waits;    /* waits for store space */
 	uint64_t failed_writes;  /* brackets refused because the taker chose so */
-	uint64_t snapshot_reads; /* cowsnap_snapshot_read() calls */
+	uint64_t snapshot_reads; /* reads of snapshots, of both kinds */
 	uint64_t reread_chunks;  /* origin chunks saved during a read, hence read again */
 	uint64_t copies;         /* copies timed: from the claim to the publication */
 	uint64_t copy_ns_p50;    /* percentiles of their duration, within 1/16 */
@@ -702,5 +748,7 @@ COWSNAP_API int cowsnap_ctx_thread_io(
 
 #include <cowsnap/blocks.h>
 #include <cowsnap/extend.h>
+#include <cowsnap/persistent.h>
+#include <cowsnap/queues.h>
 
 #endif

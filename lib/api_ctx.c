@@ -11,8 +11,10 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "api_queue.h"
 #include "copier.h"
 #include "origin.h"
+#include "workers.h"
 
 const char *cowsnap_version(void)
 {
@@ -33,22 +35,43 @@ static int check_tables(const struct cowsnap_ctx_options *options)
 	return 0;
 }
 
+static int check_engine(const struct cs_base *base, const struct cowsnap_ctx_options *options)
+{
+	bool workers = options->engine == COWSNAP_ENGINE_WORKERS;
+
+	if ((unsigned)options->engine > COWSNAP_ENGINE_WORKERS) {
+		cs_log(base, COWSNAP_LOG_ERROR, "context: unknown engine %d", (int)options->engine);
+		return -EINVAL;
+	}
+	if (workers ? options->workers - 1 < COWSNAP_WORKERS_MAX : !options->workers)
+		return 0;
+	cs_log(base, COWSNAP_LOG_ERROR, "context: %u workers with engine %d: 1 to %u of them",
+		options->workers, (int)options->engine, COWSNAP_WORKERS_MAX);
+	return -EINVAL;
+}
+
 static int make_parts(struct cowsnap_ctx *ctx, const struct cowsnap_ctx_options *options)
 {
 	struct cowsnap_copier_options copier = {.size = sizeof(copier),
 		.inflight_bytes = options->copy_inflight_bytes,
 		.job_bytes = options->copy_job_bytes};
+	int rc;
 
 	ctx->closed_sum = cs_alloc_zeroed(ctx->base.alloc, sizeof(*ctx->closed_sum));
 	if (!ctx->closed_sum)
 		return -ENOMEM;
-	return cs_copier_create(&ctx->base, &copier, &ctx->copier);
+	rc = cs_copier_create(&ctx->base, &copier, &ctx->copier);
+	if (rc || options->engine != COWSNAP_ENGINE_WORKERS)
+		return rc;
+	return cs_workers_start(ctx, options->workers, cs_record_bytes());
 }
 
 static void free_ctx(struct cowsnap_ctx *ctx)
 {
 	const struct cowsnap_allocator *alloc = ctx->base.alloc;
 
+	/* A worker may be on its way out of its last operation. */
+	cs_workers_stop(ctx);
 	while (ctx->handles) {
 		struct cs_handle *handle = ctx->handles;
 
@@ -57,7 +80,6 @@ static void free_ctx(struct cowsnap_ctx *ctx)
 	}
 	cs_copier_destroy(ctx->copier);
 	cs_free(alloc, ctx->closed_sum, sizeof(*ctx->closed_sum));
-	cs_cond_fini(&ctx->changed);
 	cs_mutex_fini(&ctx->admin);
 	cs_free(alloc, ctx, sizeof(*ctx));
 }
@@ -78,6 +100,9 @@ int cowsnap_ctx_create(const struct cowsnap_ctx_options *host_options, struct co
 	base.clock = options.clock;
 	if (options.allocator)
 		base.alloc = options.allocator;
+	rc = check_engine(&base, &options);
+	if (rc)
+		return rc;
 	ctx = cs_alloc_aligned(base.alloc, sizeof(*ctx), _Alignof(struct cowsnap_ctx));
 	if (!ctx)
 		return -ENOMEM;
@@ -85,8 +110,8 @@ int cowsnap_ctx_create(const struct cowsnap_ctx_options *host_options, struct co
 	ctx->base = base;
 	ctx->event = options.event;
 	ctx->event_user = options.event_user;
+	ctx->engine = options.engine;
 	cs_mutex_init(&ctx->admin);
-	cs_cond_init(&ctx->changed);
 	rc = make_parts(ctx, &options);
 	if (rc) {
 		free_ctx(ctx);
@@ -110,6 +135,11 @@ int cowsnap_ctx_destroy(struct cowsnap_ctx *ctx)
 			open);
 		return -EBUSY;
 	}
+	if (!cs_workers_idle(ctx)) {
+		cs_log(&ctx->base, COWSNAP_LOG_ERROR,
+			"context not destroyed: a worker has an operation");
+		return -EBUSY;
+	}
 	free_ctx(ctx);
 	return 0;
 }
@@ -130,6 +160,8 @@ static struct cowsnap_store *lock_store_below(struct cowsnap_ctx *ctx, uint64_t 
 	return store;
 }
 
+#define SLICE_CHUNKS 4096u
+
 /* The lock goes from one function to the next, which the analysis cannot follow. */
 int cowsnap_reclaim(struct cowsnap_ctx *ctx, uint64_t max_chunks) CS_NO_TSA
 {
@@ -137,8 +169,18 @@ int cowsnap_reclaim(struct cowsnap_ctx *ctx, uint64_t max_chunks) CS_NO_TSA
 	struct cowsnap_store *store;
 	bool more = false;
 
-	while (!more && (store = lock_store_below(ctx, &id)))
-		more = cs_reclaim_locked_store(store, &max_chunks);
+	while (!more && (store = lock_store_below(ctx, &id))) {
+		/* Writers that find the store full wait for the lock: let them in between. */
+		uint64_t slice = max_chunks < SLICE_CHUNKS ? max_chunks : SLICE_CHUNKS;
+		uint64_t left = slice;
+
+		more = cs_reclaim_locked_store(store, &left);
+		max_chunks -= slice - left;
+		if (more && max_chunks && !left) {
+			more = false;
+			id++; /* the same store again */
+		}
+	}
 	return more;
 }
 

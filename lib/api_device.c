@@ -23,6 +23,15 @@ int cowsnap_device_file(struct cowsnap_ctx *ctx, const char *path,
 	return adopt(ctx, rc, device, out);
 }
 
+int cowsnap_device_uring(struct cowsnap_ctx *ctx, const char *path,
+	const struct cowsnap_file_options *options, struct cowsnap_device **out)
+{
+	struct cowsnap_device *device = NULL;
+	int rc = cs_dev_uring(&ctx->base, path, options, &device);
+
+	return adopt(ctx, rc, device, out);
+}
+
 int cowsnap_device_memory(struct cowsnap_ctx *ctx, uint64_t size_bytes, struct cowsnap_device **out)
 {
 	struct cowsnap_device *device = NULL;
@@ -132,4 +141,22 @@ int cowsnap_device_discard(struct cowsnap_device *device, uint64_t offset, uint6
 int cowsnap_device_flush(struct cowsnap_device *device)
 {
 	return cs_dev_flush(device);
+}
+
+int cowsnap_device_submit(
+	struct cowsnap_device *device, struct cowsnap_queue *queue, struct cowsnap_io *io)
+{
+	int rc;
+
+	if (!device || !queue || !io || !io->done)
+		return -EINVAL;
+	if (cs_handle_closed(&queue->handle))
+		return -EBADF;
+	rc = cs_dev_check(device, io->kind, io->offset, io->length);
+	if (rc)
+		return rc;
+	if (queue->handle.ctx != device->handle.ctx)
+		return -EXDEV;
+	cs_dev_submit(device, queue, io);
+	return 0;
 }

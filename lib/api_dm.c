@@ -48,10 +48,8 @@ static void close_store(struct cowsnap_store *store)
 	struct cowsnap_ctx *ctx = store->handle.ctx;
 
 	while (cowsnap_store_close(store)) {
-		cs_mutex_lock(&ctx->admin);
-		while (ctx->taking)
-			cs_cond_wait_until(&ctx->changed, &ctx->admin, UINT64_MAX);
-		cs_mutex_unlock(&ctx->admin);
+		cs_turn_wait(ctx, UINT64_MAX);
+		cs_turn_end(ctx);
 	}
 }
 

@@ -54,7 +54,10 @@ int cowsnap_origin_open(
 /* Under ctx->admin. */
 static bool in_use(struct cowsnap_origin *origin)
 {
-	if (!cs_gate_empty(&origin->gate))
+	/* Acquire, and before the gate: what is not outside any more is seen in the gate, or has
+	 * left it; pairs with not_outside. */
+	if (atomic_load_explicit(&origin->outside, memory_order_acquire) ||
+		!cs_gate_empty(&origin->gate))
 		return true;
 	cs_origin_prune(origin);
 	for (const struct cs_chain *c = origin->chains; c; c = c->next_of_origin) {
@@ -79,13 +82,19 @@ static int detach(struct cowsnap_origin *origin)
 {
 	struct cowsnap_ctx *ctx = origin->handle.ctx;
 	struct cowsnap_origin **at = &ctx->origins;
+	struct cs_task task;
 	int rc = -EBUSY;
 
+	cs_task_init(&task, NULL, NULL);
 	cs_mutex_lock(&ctx->admin);
 	/* A reclaimer stands on one of its chains; it waits for nobody. */
-	while (pinned(origin))
-		cs_cond_wait_until(&ctx->changed, &ctx->admin, UINT64_MAX);
-	if (!ctx->taking && !in_use(origin)) {
+	while (pinned(origin)) {
+		cs_waitlist_add(&ctx->unpinned, &task.waiter);
+		cs_mutex_unlock(&ctx->admin);
+		cs_task_sleep(&task);
+		cs_mutex_lock(&ctx->admin);
+	}
+	if (!ctx->taking && !ctx->posted_takes && !in_use(origin)) {
 		while (*at != origin)
 			at = &(*at)->next;
 		*at = origin->next;

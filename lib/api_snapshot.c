@@ -3,6 +3,8 @@
  * Snapshots: reading, references, state and numbers.
  */
 #include "origin.h"
+#include "snapshot.h"
+#include "workers.h"
 
 int cowsnap_snapshot_read(
 	struct cowsnap_snapshot *snapshot, void *buffer, uint64_t offset, uint64_t length)
@@ -11,6 +13,49 @@ int cowsnap_snapshot_read(
 
 	cs_reclaim_after_reading(snapshot->chain->store);
 	return rc;
+}
+
+static void begin_read(struct cs_op *op)
+{
+	cs_read_begin(op->turn.record, op->snapshot, op, op->buffer, op->offset, op->length);
+}
+
+static enum cs_step run_read(struct cs_op *op)
+{
+	struct cs_read *read = op->turn.record;
+
+	if (cs_read_run(read) == CS_PARK)
+		return CS_PARK;
+	op->error = read->error;
+	cs_reclaim_after_reading(op->snapshot->chain->store);
+	return CS_DONE;
+}
+
+static const struct cs_op_kind read_kind = {.begin = begin_read, .go_on = run_read};
+
+int cowsnap_snapshot_read_async(struct cowsnap_snapshot *snapshot, struct cowsnap_queue *queue,
+	void *buffer, uint64_t offset, uint64_t length, struct cowsnap_op *host_op,
+	cowsnap_done *done, void *user)
+{
+	struct cs_op *op = cs_op_of(host_op);
+	struct cowsnap_queue *to;
+	int rc = cs_read_check(snapshot, offset, length);
+
+	if (!rc)
+		rc = cs_workers_route(snapshot->chain->ctx, queue, done, &to);
+	if (rc)
+		return rc;
+	cs_op_init(op, to, &read_kind, done, user);
+	op->snapshot = snapshot;
+	op->buffer = buffer;
+	op->offset = offset;
+	op->length = length;
+	if (!queue)
+		return cs_op_post(op);
+	if (!cs_op_get_record(op))
+		return cs_op_queue(op);
+	begin_read(op);
+	return cs_op_go(op);
 }
 
 int cowsnap_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint64_t limit,

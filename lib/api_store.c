@@ -77,7 +77,8 @@ static int detach(struct cowsnap_store *store)
 {
 	struct cowsnap_ctx *ctx = store->handle.ctx;
 	struct cs_store_upper **at = &ctx->stores;
-	int rc = ctx->taking || !cs_gate_empty(&store->upper->reads) ? -EBUSY : 0;
+	bool busy = ctx->taking || ctx->posted_takes || !cs_gate_empty(&store->upper->reads);
+	int rc = busy ? -EBUSY : 0;
 
 	for (struct cs_chain *c = store->upper->chains; c && !rc; c = c->next_of_store) {
 		cs_origin_prune(c->origin);

@@ -238,28 +238,12 @@ static void count_out(struct cowsnap_snapshot *s)
 	cs_chain_ghosted(s->chain);
 }
 
-int cs_snapshot_lose(struct cowsnap_snapshot *s, int reason, uint64_t offset, uint64_t length)
+void cs_snapshot_lose(struct cowsnap_snapshot *s, int reason, uint64_t offset, uint64_t length)
 {
-	struct cowsnap_store *store = s->chain->store;
-	int rc;
-
-	if (!cs_snapshot_live(s))
-		return 0;
-	/* Durable before anybody can see it and let a write go on because of it. If the snapshot is
-	 * dropped meanwhile, no other can begin in this store before the caller's bracket ends. */
-	rc = cs_store_invalidate(store, reason);
-	if (rc) {
-		cs_log(store->base, COWSNAP_LOG_ERROR,
-			"store on %s: that snapshot %llu is invalid could not be recorded: error "
-			"%d",
-			store->device->name, (unsigned long long)s->id, rc);
-		return rc;
-	}
-	if (make_invalid(s, reason, offset, length)) {
-		count_out(s);
-		tell_invalid(s, reason);
-	}
-	return 0;
+	if (!make_invalid(s, reason, offset, length))
+		return;
+	count_out(s);
+	tell_invalid(s, reason);
 }
 
 void cs_snapshot_found_invalid(struct cowsnap_snapshot *s)
@@ -284,17 +268,22 @@ static int set_dropped(struct cowsnap_snapshot *s)
 static int end_recorded(struct cowsnap_snapshot *s, bool record)
 {
 	struct cowsnap_store *store = s->chain->store;
-	int rc = 0;
+	/* First: who holds the store may be a queue of a thread that waits for the lock. */
+	int rc = record ? cs_store_hold_waiting(store) : 0;
 
+	if (rc)
+		return rc;
 	cs_mutex_lock(&store->upper->ending);
 	/* Whoever was here before may have ended it, and the next have begun since. */
 	if (dropped(s))
 		rc = -EIDRM;
 	else if (record)
-		rc = cs_store_drop(store);
+		rc = cs_store_drop_held(store);
 	if (!rc)
 		rc = set_dropped(s);
 	cs_mutex_unlock(&store->upper->ending);
+	if (record)
+		cs_store_unhold(store);
 	return rc;
 }
 

@@ -186,9 +186,9 @@ void cs_chain_each_needing(struct cowsnap_snapshot *newest, uint64_t chunk,
 struct cowsnap_snapshot *cs_snapshot_create(
 	struct cs_chain *chain, uint64_t size_bytes, const struct cowsnap_take_entry *entry);
 void cs_snapshot_put(struct cowsnap_snapshot *snapshot);
-/* Gives a live snapshot up for @reason; tells the host. Inside a bracket. Returns: 0, also if it
- * was not live; the error of a store that cannot record it: then it is as before. */
-int cs_snapshot_lose(
+/* Gives a live snapshot up for @reason, which its store has recorded; tells the host. Inside a
+ * bracket. */
+void cs_snapshot_lose(
 	struct cowsnap_snapshot *snapshot, int reason, uint64_t offset, uint64_t length);
 /* Its store said at open that it is invalid. */
 void cs_snapshot_found_invalid(struct cowsnap_snapshot *snapshot);

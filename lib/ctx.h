@@ -17,25 +17,31 @@
 
 #include "handle.h"
 #include "obs.h"
-#include "sync.h"
+#include "task.h"
 
 struct cowsnap_device;
 struct cowsnap_origin;
 struct cs_stats_sum;
 struct cs_store_upper;
+struct cs_workers;
 
 struct cowsnap_ctx {
 	struct cs_base base;
 	void (*event)(void *event_user, const struct cowsnap_event *event);
 	void *event_user;
 	struct cowsnap_copier *copier;
+	enum cowsnap_engine engine;
+	struct cs_workers *workers;      /* NULL: none */
 	struct cs_stats_sum *closed_sum; /* what closed origins had counted; under admin */
 
 	struct cs_mutex admin;
-	struct cs_cond changed;         /* with admin: `taking` fell, or `established` rose */
+	struct cs_waitlist turns;       /* who waits for `taking`, in order; under admin */
+	struct cs_waitlist unpinned;    /* who waits for a reclaimer; under admin */
+	struct cs_waitlist parked;      /* who waits for `established` to rise; under admin */
 	struct cs_handle *handles;      /* open and closed */
 	size_t open;                    /* handles that are open */
 	bool taking;                    /* one take at a time */
+	int posted_takes;               /* on their way to a worker; under admin */
 	struct cowsnap_origin *prune;   /* origins to prune after it */
 	struct cowsnap_device *named;   /* devices that are origins or stores */
 	struct cowsnap_origin *origins; /* open ones */

@@ -23,10 +23,9 @@
 #include "alloc.h"
 #include "sync.h"
 
-#define BLOCK_SIZE_MAX 65536u
+#define BLOCK_SIZE_MAX CS_DEV_ZEROES_BYTES
 
-/* What is written where a table cannot zero. As long as the largest block, and aligned like it. */
-static const _Alignas(4096) uint8_t zeroes[BLOCK_SIZE_MAX];
+const _Alignas(4096) uint8_t cs_dev_zeroes[CS_DEV_ZEROES_BYTES];
 
 static int check_options(const struct cs_base *base, const struct cowsnap_device_ops *ops,
 	const struct cowsnap_device_options *options)
@@ -178,6 +177,29 @@ static inline bool aligned(const struct cowsnap_device *dev, uint64_t offset, ui
 	return ((offset | length) & (dev->block_size - 1)) == 0;
 }
 
+int cs_dev_check(const struct cowsnap_device *dev, enum cowsnap_io_kind kind, uint64_t offset,
+	uint64_t length)
+{
+	int rc;
+
+	switch (kind) {
+	case COWSNAP_IO_READ:
+		return check_range(dev, offset, length);
+	case COWSNAP_IO_WRITE:
+	case COWSNAP_IO_ZERO:
+	case COWSNAP_IO_WRITE_DURABLE:
+		rc = check_change(dev, offset, length);
+		if (cs_unlikely(rc))
+			return rc;
+		return cs_likely(aligned(dev, offset, length)) ? 0 : -EINVAL;
+	case COWSNAP_IO_DISCARD:
+		return check_change(dev, offset, length);
+	case COWSNAP_IO_FLUSH:
+		return cs_handle_closed(&dev->handle) ? -EBADF : 0;
+	}
+	return -EINVAL;
+}
+
 int cs_dev_read(struct cowsnap_device *dev, void *buffer, uint64_t offset, uint64_t length)
 {
 	int rc = check_range(dev, offset, length);
@@ -201,8 +223,8 @@ int cs_dev_write(struct cowsnap_device *dev, const void *buffer, uint64_t offset
 static int write_zeroes(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
 {
 	while (length) {
-		uint64_t piece = length < sizeof(zeroes) ? length : sizeof(zeroes);
-		int rc = dev->ops.write(dev->user, zeroes, offset, piece);
+		uint64_t piece = length < sizeof(cs_dev_zeroes) ? length : sizeof(cs_dev_zeroes);
+		int rc = dev->ops.write(dev->user, cs_dev_zeroes, offset, piece);
 
 		if (rc)
 			return rc;
@@ -238,20 +260,26 @@ int cs_dev_zero(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
 	return write_zeroes(dev, offset, length);
 }
 
-int cs_dev_discard(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
+bool cs_dev_whole_blocks(const struct cowsnap_device *dev, uint64_t *offset, uint64_t *length)
 {
 	uint64_t mask = dev->block_size - 1;
-	uint64_t first, end;
+	uint64_t first = (*offset + mask) & ~mask;
+	uint64_t end = (*offset + *length) & ~mask;
+
+	if (first >= end)
+		return false;
+	*offset = first;
+	*length = end - first;
+	return true;
+}
+
+int cs_dev_discard(struct cowsnap_device *dev, uint64_t offset, uint64_t length)
+{
 	int rc = check_change(dev, offset, length);
 
-	if (rc)
+	if (rc || !dev->ops.discard || !cs_dev_whole_blocks(dev, &offset, &length))
 		return rc;
-	/* Whole blocks only: what lies beside the range in a block is still needed. */
-	first = (offset + mask) & ~mask;
-	end = (offset + length) & ~mask;
-	if (!dev->ops.discard || first >= end)
-		return 0;
-	return dev->ops.discard(dev->user, first, end - first);
+	return dev->ops.discard(dev->user, offset, length);
 }
 
 int cs_dev_flush(struct cowsnap_device *dev)

@@ -12,6 +12,7 @@
 
 #include "handle.h"
 #include "obs.h"
+#include "queue.h"
 
 /* What a device serves as. One thing at a time: a store on an origin would eat itself. */
 enum cs_dev_use {
@@ -41,6 +42,8 @@ int cs_dev_create(const struct cs_base *base, const struct cowsnap_device_ops *o
 	const struct cowsnap_device_options *options, void *user, struct cowsnap_device **device);
 int cs_dev_memory(const struct cs_base *base, uint64_t size_bytes, struct cowsnap_device **device);
 int cs_dev_file(const struct cs_base *base, const char *path,
+	const struct cowsnap_file_options *options, struct cowsnap_device **device);
+int cs_dev_uring(const struct cs_base *base, const char *path,
 	const struct cowsnap_file_options *options, struct cowsnap_device **device);
 
 /* Marks it closed and calls the table's close. No call may be running on it. */
@@ -87,6 +90,35 @@ int cs_dev_write(
 int cs_dev_zero(struct cowsnap_device *device, uint64_t offset, uint64_t length);
 int cs_dev_discard(struct cowsnap_device *device, uint64_t offset, uint64_t length);
 int cs_dev_flush(struct cowsnap_device *device);
+/* The one of them that a request asks for. */
+int cs_dev_call(struct cowsnap_device *device, const struct cowsnap_io *io);
+
+/* What no table needs to see: a closed device, a range outside, a write to what cannot be written,
+ * parts of blocks, an unknown kind. Returns: 0 or what the function for that kind returns. */
+int cs_dev_check(const struct cowsnap_device *device, enum cowsnap_io_kind kind, uint64_t offset,
+	uint64_t length);
+/* Cuts a range to its whole blocks: what lies beside it in a block is still needed. Returns: false
+ * if there are none. */
+bool cs_dev_whole_blocks(const struct cowsnap_device *device, uint64_t *offset, uint64_t *length);
+
+/* What is written where a table cannot zero. As long as the largest block, and aligned. */
+#define CS_DEV_ZEROES_BYTES 65536u
+extern const uint8_t cs_dev_zeroes[CS_DEV_ZEROES_BYTES];
+
+/*
+ * Starts a request whose kind, buffer, offset, length and done are set. On the thread that polls
+ * @queue.
+ * Returns: true: it has ended with *@error, and done is not called. False: done will be called in a
+ * poll, never inside this.
+ */
+bool cs_dev_start(struct cowsnap_device *device, struct cowsnap_queue *queue, struct cowsnap_io *io,
+	int *error);
+/* The same for one that has passed cs_dev_check() and counts as an operation of the queue until its
+ * end; done is always called. */
+void cs_dev_submit(
+	struct cowsnap_device *device, struct cowsnap_queue *queue, struct cowsnap_io *io);
+/* As cowsnap_io_complete() by a source of the request's queue, from its poll: goes on at once. */
+void cs_io_finish(struct cowsnap_io *io, int error);
 
 /* Writes, and flushes if the device cannot write through its cache. */
 int cs_dev_write_durable(

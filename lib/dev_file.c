@@ -11,7 +11,7 @@
  *
  * Failure: an error of the kernel is passed on; an end of file inside the device is -EIO.
  */
-#include "dev.h"
+#include "dev_file.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -26,29 +26,10 @@
 
 #include "alloc.h"
 
-#define FLAGS_KNOWN  (COWSNAP_FILE_DIRECT | COWSNAP_FILE_READONLY | COWSNAP_FILE_CREATE)
-#define BOUNCE_BYTES UINT64_C(262144)
-#define BOUNCE_ALIGN 65536u /* not below any block size a device may have */
-#define PROBE_BYTES  4096u
+#define FLAGS_KNOWN (COWSNAP_FILE_DIRECT | COWSNAP_FILE_READONLY | COWSNAP_FILE_CREATE)
+#define PROBE_BYTES 4096u
 
-struct file {
-	int fd;
-	_Atomic int lost; /* 0, or an error that the next flush has to tell */
-	int lock_fd;      /* of a block device that is locked; else -1 */
-	bool direct;
-	bool block_device;
-	uint32_t block_size;         /* of offsets and lengths; 1 if not direct */
-	uint32_t memory_align;       /* of buffer addresses; 1 if not direct */
-	uint32_t sector_size;        /* of discards; 1 for a regular file */
-	_Atomic uint64_t size_bytes; /* the longest that it was known to be */
-	struct stat stat;
-	bool created; /* by this open: goes again if the open fails later on */
-	const struct cs_base *base;
-	size_t path_bytes;
-	char path[];
-};
-
-static void log_errno(const struct file *f, const char *what, int error)
+static void log_errno(const struct cs_file *f, const char *what, int error)
 {
 	char text[64];
 
@@ -56,7 +37,7 @@ static void log_errno(const struct file *f, const char *what, int error)
 		strerror_r(error, text, sizeof(text)));
 }
 
-static int log_refusal(const struct file *f, int rc, const char *why)
+static int log_refusal(const struct cs_file *f, int rc, const char *why)
 {
 	cs_log(f->base, COWSNAP_LOG_ERROR, "file '%s': %s", f->path, why);
 	return rc;
@@ -74,9 +55,14 @@ static int open_retry(const char *path, int flags, mode_t mode)
 
 /* ---- Input and output ----------------------------------------------------------------------- */
 
+int cs_file_ended(const struct cs_file *f)
+{
+	return log_refusal(f, -EIO, "it ends before the device does: truncated?");
+}
+
 /* Reads up to @length bytes and returns 0 once it has @need of them. */
 static int read_some(
-	const struct file *f, uint8_t *buffer, uint64_t offset, uint64_t length, uint64_t need)
+	const struct cs_file *f, uint8_t *buffer, uint64_t offset, uint64_t length, uint64_t need)
 {
 	uint64_t have = 0;
 
@@ -88,13 +74,14 @@ static int read_some(
 		if (n < 0)
 			return -errno;
 		if (n == 0)
-			return log_refusal(f, -EIO, "it ends before the device does: truncated?");
+			return cs_file_ended(f);
 		have += (uint64_t)n;
 	}
 	return 0;
 }
 
-static int write_all(const struct file *f, const uint8_t *buffer, uint64_t offset, uint64_t length)
+static int write_all(
+	const struct cs_file *f, const uint8_t *buffer, uint64_t offset, uint64_t length)
 {
 	while (length) {
 		ssize_t n = pwrite(f->fd, buffer, length, (off_t)offset);
@@ -112,16 +99,16 @@ static int write_all(const struct file *f, const uint8_t *buffer, uint64_t offse
 	return 0;
 }
 
-static int read_bounced(const struct file *f, uint8_t *buffer, uint64_t offset, uint64_t length)
+static int read_bounced(const struct cs_file *f, uint8_t *buffer, uint64_t offset, uint64_t length)
 {
 	uint64_t mask = f->block_size - 1;
 	uint64_t bytes = ((offset & mask) + length + mask) & ~mask;
 	uint8_t *bounce;
 	int rc = 0;
 
-	if (bytes > BOUNCE_BYTES)
-		bytes = BOUNCE_BYTES;
-	bounce = cs_alloc_aligned(f->base->alloc, bytes, BOUNCE_ALIGN);
+	if (bytes > CS_FILE_BOUNCE_BYTES)
+		bytes = CS_FILE_BOUNCE_BYTES;
+	bounce = cs_alloc_aligned(f->base->alloc, bytes, CS_FILE_BOUNCE_ALIGN);
 	if (!bounce)
 		return -ENOMEM;
 	while (length) {
@@ -143,10 +130,10 @@ static int read_bounced(const struct file *f, uint8_t *buffer, uint64_t offset, 
 }
 
 static int write_bounced(
-	const struct file *f, const uint8_t *buffer, uint64_t offset, uint64_t length)
+	const struct cs_file *f, const uint8_t *buffer, uint64_t offset, uint64_t length)
 {
-	uint64_t bytes = length < BOUNCE_BYTES ? length : BOUNCE_BYTES;
-	uint8_t *bounce = cs_alloc_aligned(f->base->alloc, bytes, BOUNCE_ALIGN);
+	uint64_t bytes = length < CS_FILE_BOUNCE_BYTES ? length : CS_FILE_BOUNCE_BYTES;
+	uint8_t *bounce = cs_alloc_aligned(f->base->alloc, bytes, CS_FILE_BOUNCE_ALIGN);
 	int rc = 0;
 
 	if (!bounce)
@@ -166,7 +153,7 @@ static int write_bounced(
 
 static int file_read(void *user, void *buffer, uint64_t offset, uint64_t length)
 {
-	const struct file *f = user;
+	const struct cs_file *f = user;
 
 	if (((offset | length) & (f->block_size - 1)) ||
 		((uintptr_t)buffer & (f->memory_align - 1)))
@@ -176,14 +163,14 @@ static int file_read(void *user, void *buffer, uint64_t offset, uint64_t length)
 
 static int file_write(void *user, const void *buffer, uint64_t offset, uint64_t length)
 {
-	const struct file *f = user;
+	const struct cs_file *f = user;
 
 	if ((uintptr_t)buffer & (f->memory_align - 1))
 		return write_bounced(f, buffer, offset, length);
 	return write_all(f, buffer, offset, length);
 }
 
-static int file_allocate(const struct file *f, int mode, uint64_t offset, uint64_t length)
+static int file_allocate(const struct cs_file *f, int mode, uint64_t offset, uint64_t length)
 {
 	int rc;
 
@@ -196,7 +183,7 @@ static int file_allocate(const struct file *f, int mode, uint64_t offset, uint64
 /* -EOPNOTSUPP: the caller writes zeroes. A block device refuses parts of sectors in its own way. */
 static int file_zero(void *user, uint64_t offset, uint64_t length)
 {
-	const struct file *f = user;
+	const struct cs_file *f = user;
 	int rc;
 
 	if ((offset | length) & (f->sector_size - 1))
@@ -209,7 +196,7 @@ static int file_zero(void *user, uint64_t offset, uint64_t length)
 
 static int file_discard(void *user, uint64_t offset, uint64_t length)
 {
-	const struct file *f = user;
+	const struct cs_file *f = user;
 	uint64_t mask = f->sector_size - 1;
 	uint64_t range[2] = {(offset + mask) & ~mask, (offset + length) & ~mask};
 	int rc;
@@ -227,7 +214,7 @@ static int file_discard(void *user, uint64_t offset, uint64_t length)
 }
 
 /* How long is it? */
-static int measure(const struct file *f, uint64_t *size_bytes)
+static int measure(const struct cs_file *f, uint64_t *size_bytes)
 {
 	struct stat now;
 
@@ -239,14 +226,14 @@ static int measure(const struct file *f, uint64_t *size_bytes)
 	return 0;
 }
 
-static uint64_t known_bytes(const struct file *f)
+static uint64_t known_bytes(const struct cs_file *f)
 {
 	return atomic_load_explicit(&f->size_bytes, memory_order_relaxed);
 }
 
 static int file_length(void *user, uint64_t *size_bytes)
 {
-	struct file *f = user;
+	struct cs_file *f = user;
 	int rc = measure(f, size_bytes);
 
 	if (!rc && *size_bytes > known_bytes(f))
@@ -256,7 +243,7 @@ static int file_length(void *user, uint64_t *size_bytes)
 
 /* A write beyond the end would make a truncated file whole again, with zeroes where data was; this
  * is the moment at which somebody relies on it. */
-static int check_whole(const struct file *f)
+static int check_whole(const struct cs_file *f)
 {
 	uint64_t now_bytes;
 	int rc = measure(f, &now_bytes);
@@ -266,23 +253,27 @@ static int check_whole(const struct file *f)
 	return log_refusal(f, -EIO, "it is shorter than it was: truncated?");
 }
 
+int cs_file_flushed(struct cs_file *f)
+{
+	int rc = atomic_exchange_explicit(&f->lost, 0, memory_order_relaxed);
+
+	return rc ? rc : check_whole(f);
+}
+
 static int file_flush(void *user)
 {
-	struct file *f = user;
+	struct cs_file *f = user;
 	int rc;
 
 	do {
 		rc = fdatasync(f->fd);
 	} while (rc < 0 && errno == EINTR);
-	if (rc < 0)
-		return -errno;
-	rc = atomic_exchange_explicit(&f->lost, 0, memory_order_relaxed);
-	return rc ? rc : check_whole(f);
+	return rc < 0 ? -errno : cs_file_flushed(f);
 }
 
 /* Past the page cache, the kernel makes this one write with FUA where the disk has it. (In the page
  * cache it would be a write and a flush, and a flush of the caller's covers more.) */
-static int write_through(struct file *f, const void *buffer, uint64_t offset, uint64_t length)
+static int write_through(struct cs_file *f, const void *buffer, uint64_t offset, uint64_t length)
 {
 	struct iovec part = {(void *)buffer, length};
 	ssize_t n;
@@ -292,7 +283,7 @@ static int write_through(struct file *f, const void *buffer, uint64_t offset, ui
 			n = pwritev2(f->fd, &part, 1, (off_t)offset, RWF_DSYNC);
 		} while (n < 0 && errno == EINTR);
 		if (n == (ssize_t)length)
-			return check_whole(f);
+			return 0;
 		if (n < 0 && errno != EOPNOTSUPP)
 			return -errno;
 	}
@@ -303,14 +294,39 @@ static int write_through(struct file *f, const void *buffer, uint64_t offset, ui
 
 /* The kernel may have flushed for it, and tells a failure of that once: it counts for what others
  * have written too, so the next flush tells it again. */
-static int file_write_durable(void *user, const void *buffer, uint64_t offset, uint64_t length)
+int cs_file_written_through(struct cs_file *f, int rc)
 {
-	struct file *f = user;
-	int rc = write_through(f, buffer, offset, length);
-
+	if (!rc)
+		rc = check_whole(f);
 	if (rc)
 		atomic_store_explicit(&f->lost, rc, memory_order_relaxed);
 	return rc;
+}
+
+static int file_write_durable(void *user, const void *buffer, uint64_t offset, uint64_t length)
+{
+	struct cs_file *f = user;
+
+	return cs_file_written_through(f, write_through(f, buffer, offset, length));
+}
+
+int cs_file_call(struct cs_file *f, const struct cowsnap_io *io)
+{
+	switch (io->kind) {
+	case COWSNAP_IO_READ:
+		return file_read(f, io->buffer, io->offset, io->length);
+	case COWSNAP_IO_WRITE:
+		return file_write(f, io->buffer, io->offset, io->length);
+	case COWSNAP_IO_ZERO:
+		return file_zero(f, io->offset, io->length);
+	case COWSNAP_IO_DISCARD:
+		return file_discard(f, io->offset, io->length);
+	case COWSNAP_IO_FLUSH:
+		return file_flush(f);
+	case COWSNAP_IO_WRITE_DURABLE:
+		return file_write_durable(f, io->buffer, io->offset, io->length);
+	}
+	return -EINVAL;
 }
 
 /* A file: a lock of the open file description, which no other open of it in this process shares
@@ -318,7 +334,7 @@ static int file_write_durable(void *user, const void *buffer, uint64_t offset, u
 static int file_lock(void *user, enum cowsnap_lock lock)
 {
 	static const short kinds[] = {F_UNLCK, F_RDLCK, F_WRLCK};
-	struct file *f = user;
+	struct cs_file *f = user;
 	struct flock range = {.l_type = kinds[lock], .l_whence = SEEK_SET};
 	char path[32];
 
@@ -344,7 +360,7 @@ static int file_lock(void *user, enum cowsnap_lock lock)
 
 static int file_identity(void *user, struct cowsnap_device_identity *identity)
 {
-	const struct file *f = user;
+	const struct cs_file *f = user;
 
 	if (f->block_device)
 		*identity = (struct cowsnap_device_identity){{S_IFBLK, f->stat.st_rdev}};
@@ -356,7 +372,7 @@ static int file_identity(void *user, struct cowsnap_device_identity *identity)
 
 static void file_close(void *user)
 {
-	struct file *f = user;
+	struct cs_file *f = user;
 
 	if (f->lock_fd >= 0)
 		close(f->lock_fd);
@@ -367,7 +383,7 @@ static void file_close(void *user)
 
 /* ---- Opening -------------------------------------------------------------------------------- */
 
-static int open_new(struct file *f, int flags, uint64_t length_bytes)
+static int open_new(struct cs_file *f, int flags, uint64_t length_bytes)
 {
 	int fd = open_retry(f->path, flags | O_CREAT | O_EXCL, 0600);
 	int rc;
@@ -386,7 +402,7 @@ static int open_new(struct file *f, int flags, uint64_t length_bytes)
 	return 0;
 }
 
-static int open_path(struct file *f, const struct cowsnap_file_options *options)
+static int open_path(struct cs_file *f, const struct cowsnap_file_options *options)
 {
 	int flags = O_CLOEXEC | O_NOCTTY;
 	int fd;
@@ -411,7 +427,7 @@ static int open_path(struct file *f, const struct cowsnap_file_options *options)
 	return 0;
 }
 
-static int look_at(struct file *f)
+static int look_at(struct cs_file *f)
 {
 	uint64_t size_bytes;
 	int sector = 0, rc;
@@ -440,7 +456,7 @@ static int look_at(struct file *f)
 }
 
 /* Does the file take direct reads of 512 bytes? The second 512, where that would show. */
-static bool takes_half_kib(const struct file *f)
+static bool takes_half_kib(const struct cs_file *f)
 {
 	uint8_t *buffer = cs_alloc_aligned(f->base->alloc, PROBE_BYTES, PROBE_BYTES);
 	bool takes;
@@ -452,7 +468,7 @@ static bool takes_half_kib(const struct file *f)
 	return takes;
 }
 
-static int find_alignment(struct file *f)
+static int find_alignment(struct cs_file *f)
 {
 #ifdef STATX_DIOALIGN
 	struct statx x;
@@ -474,7 +490,7 @@ static int find_alignment(struct file *f)
 	return 0;
 }
 
-static int check_options(const struct file *f, const struct cowsnap_file_options *options)
+static int check_options(const struct cs_file *f, const struct cowsnap_file_options *options)
 {
 	bool create = options->flags & COWSNAP_FILE_CREATE;
 
@@ -487,7 +503,8 @@ static int check_options(const struct file *f, const struct cowsnap_file_options
 	return 0;
 }
 
-static int make_device(struct file *f, bool readonly, struct cowsnap_device **device)
+static int make_device(struct cs_file *f, bool readonly,
+	void (*submit)(void *user, struct cowsnap_io *io), struct cowsnap_device **device)
 {
 	struct cowsnap_device_options options = {
 		.size = sizeof(options),
@@ -507,6 +524,7 @@ static int make_device(struct file *f, bool readonly, struct cowsnap_device **de
 		.write_durable = f->direct ? file_write_durable : NULL,
 		.length = file_length,
 		.lock = file_lock,
+		.submit = submit,
 	};
 
 	if (readonly)
@@ -514,12 +532,13 @@ static int make_device(struct file *f, bool readonly, struct cowsnap_device **de
 	return cs_dev_create(f->base, &ops, &options, f, device);
 }
 
-int cs_dev_file(const struct cs_base *base, const char *path,
-	const struct cowsnap_file_options *user_options, struct cowsnap_device **device)
+int cs_file_open(const struct cs_base *base, const char *path,
+	const struct cowsnap_file_options *user_options,
+	void (*submit)(void *user, struct cowsnap_io *io), struct cowsnap_device **device)
 {
 	struct cowsnap_file_options options = {0};
 	size_t path_bytes;
-	struct file *f;
+	struct cs_file *f;
 	int rc = cs_options_copy(
 		base, "file options", &options, sizeof(options), user_options, sizeof(options));
 
@@ -545,10 +564,16 @@ int cs_dev_file(const struct cs_base *base, const char *path,
 	if (!rc && f->direct)
 		rc = find_alignment(f);
 	if (!rc)
-		rc = make_device(f, options.flags & COWSNAP_FILE_READONLY, device);
+		rc = make_device(f, options.flags & COWSNAP_FILE_READONLY, submit, device);
 	if (rc && f->created)
 		unlink(f->path);
 	if (rc)
 		file_close(f);
 	return rc;
+}
+
+int cs_dev_file(const struct cs_base *base, const char *path,
+	const struct cowsnap_file_options *options, struct cowsnap_device **device)
+{
+	return cs_file_open(base, path, options, NULL, device);
 }

@@ -6,7 +6,6 @@
 
 #include <assert.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "alloc.h"
 
@@ -14,20 +13,10 @@
 
 static const _Atomic uint64_t no_epoch;
 
-static uint32_t stripes_for_machine(void)
-{
-	long cpus = sysconf(_SC_NPROCESSORS_CONF);
-	uint32_t stripes = 1;
-
-	while (stripes < STRIPES_MAX && (long)stripes < cpus)
-		stripes *= 2;
-	return stripes;
-}
-
 int cs_gate_init(
 	struct cs_gate *gate, const struct cowsnap_allocator *alloc, const _Atomic uint64_t *epoch)
 {
-	uint32_t stripes = stripes_for_machine();
+	uint32_t stripes = cs_cpu_stripes(STRIPES_MAX);
 
 	gate->stripes = cs_alloc_aligned(alloc, stripes * sizeof(*gate->stripes), CS_CACHE_BYTES);
 	if (!gate->stripes)
@@ -40,24 +29,27 @@ int cs_gate_init(
 	atomic_init(&gate->drainers, 0);
 	atomic_init(&gate->entries, 0);
 	cs_mutex_init(&gate->lock);
-	cs_cond_init(&gate->left);
+	gate->left.first = NULL;
 	return 0;
 }
 
 void cs_gate_fini(struct cs_gate *gate, const struct cowsnap_allocator *alloc)
 {
-	cs_cond_fini(&gate->left);
 	cs_mutex_fini(&gate->lock);
 	cs_free(alloc, gate->stripes, (gate->stripe_mask + 1) * sizeof(*gate->stripes));
 	gate->stripes = NULL;
 }
 
-/* A drainer holds `lock` from its look until it sleeps, so this broadcast cannot fall between. */
+/* Who waits holds `lock` from his look until he is in the list, so this cannot fall between. */
 void cs_gate_wake(struct cs_gate *gate)
 {
+	struct cs_waiter *waiters;
+
 	cs_mutex_lock(&gate->lock);
-	cs_cond_broadcast(&gate->left);
+	waiters = cs_waitlist_take(&gate->left);
+	atomic_store_explicit(&gate->drainers, 0, memory_order_relaxed);
 	cs_mutex_unlock(&gate->lock);
+	cs_waiters_wake(waiters);
 }
 
 static bool slot_idle(const struct cs_gate *gate, uint32_t slot)
@@ -98,23 +90,34 @@ bool cs_gate_drained(struct cs_gate *gate)
 	return gate->old == 0;
 }
 
-bool cs_gate_drain(struct cs_gate *gate, uint64_t deadline_ns)
+bool cs_gate_await_drain(struct cs_gate *gate, struct cs_waiter *waiter)
 {
 	bool drained = cs_gate_drained(gate);
 
 	if (drained)
-		return true;
+		return false;
+	cs_mutex_lock(&gate->lock);
 	/* seq_cst: announce, then look; pairs with cs_gate_take_back. */
 	atomic_fetch_add_explicit(&gate->drainers, 1, memory_order_seq_cst);
-	cs_mutex_lock(&gate->lock);
-	for (;;) {
-		drained = cs_gate_drained(gate);
-		if (drained || !cs_cond_wait_until(&gate->left, &gate->lock, deadline_ns))
-			break;
-	}
+	drained = cs_gate_drained(gate);
+	if (drained)
+		atomic_fetch_sub_explicit(&gate->drainers, 1, memory_order_relaxed);
+	else
+		cs_waitlist_add(&gate->left, waiter);
 	cs_mutex_unlock(&gate->lock);
-	atomic_fetch_sub_explicit(&gate->drainers, 1, memory_order_relaxed);
-	return drained || cs_gate_drained(gate);
+	return !drained;
+}
+
+bool cs_gate_forsake_drain(struct cs_gate *gate, struct cs_waiter *waiter)
+{
+	bool waited;
+
+	cs_mutex_lock(&gate->lock);
+	waited = cs_waitlist_remove(&gate->left, waiter);
+	if (waited)
+		atomic_fetch_sub_explicit(&gate->drainers, 1, memory_order_relaxed);
+	cs_mutex_unlock(&gate->lock);
+	return waited;
 }
 
 uint32_t cs_gate_pick(struct cs_gate *gate)

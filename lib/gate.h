@@ -24,24 +24,21 @@
  *  G4 The low 24 bits of a count are those inside; the rest counts entries since the slot was last
  *     chosen. More than 2^24 - 1 open brackets on one CPU and origin would break G2.
  *
+ * Who waits for a drain leaves a waiter, in one step with his last look (`lock`). Whoever leaves
+ * the gate meanwhile wakes him and does not look himself: that is the owner's. Once woken he looks
+ * again, and may have to wait again.
+ *
  * Locking: switching, picking and looking for the drained are the owner's, by one thread at a time.
- * `lock` is for sleeping drainers only.
+ * `lock` is for waiters only; it may be taken under any other lock.
  *
  * Failure: without memory a gate is not made. Entering, leaving and switching cannot fail.
  */
 #ifndef CS_GATE_H
 #define CS_GATE_H
 
-#include <sched.h>
-
+#include "cpu.h"
 #include "sync.h"
-
-#if defined(__has_include) && defined(__has_builtin)
-#if __has_include(<sys/rseq.h>) && __has_builtin(__builtin_thread_pointer)
-#include <sys/rseq.h>
-#define CS_GATE_RSEQ 1
-#endif
-#endif
+#include "task.h"
 
 #define CS_GATE_SLOTS       8u
 #define CS_GATE_ENTRY       ((UINT64_C(1) << 24) + 1) /* one more entry, one more inside */
@@ -60,9 +57,9 @@ struct cs_gate {
 	uint32_t stripe_mask;
 	uint32_t old; /* slots left behind and not seen idle since, a bit each; the owner's */
 	_Atomic uint64_t entries;  /* of generations that are gone */
-	_Atomic uint32_t drainers; /* threads in cs_gate_drain() */
+	_Atomic uint32_t drainers; /* in the list; changed under lock */
 	struct cs_mutex lock;
-	struct cs_cond left;
+	struct cs_waitlist left; /* who is woken when somebody leaves; under lock */
 };
 
 struct cs_gate_pass {
@@ -87,20 +84,6 @@ static inline uint32_t cs_gate_current(const struct cs_gate *gate)
 	return epoch >= select >> 6 ? (uint32_t)(select >> 3) & 7 : (uint32_t)select & 7;
 }
 
-/* The CPU that runs this thread, as a hint. glibc's rseq area says so in one load; where it is not
- * registered, the call does the same and costs a few nanoseconds more. */
-static inline uint32_t cs_gate_cpu(void)
-{
-#if defined(CS_GATE_RSEQ)
-	if (cs_likely(__rseq_size != 0)) {
-		const char *area = (const char *)__builtin_thread_pointer() + __rseq_offset;
-
-		return *(const volatile uint32_t *)(area + offsetof(struct rseq, cpu_id_start));
-	}
-#endif
-	return (uint32_t)sched_getcpu();
-}
-
 void cs_gate_wake(struct cs_gate *gate);
 
 /* Takes @what away from a count. A drainer that saw the count must look again, also where it was a
@@ -109,7 +92,7 @@ static inline void cs_gate_take_back(struct cs_gate *gate, _Atomic uint64_t *cou
 {
 	/* A release of all that was done inside; pairs with slot_idle. seq_cst with the
 	 * load of drainers: either the drainer sees the count fall or this sees the drainer; pairs
-	 * with cs_gate_drain. */
+	 * with cs_gate_await_drain. */
 	atomic_fetch_sub_explicit(count, what, memory_order_seq_cst);
 	if (cs_unlikely(atomic_load_explicit(&gate->drainers, memory_order_seq_cst) != 0))
 		cs_gate_wake(gate);
@@ -117,7 +100,7 @@ static inline void cs_gate_take_back(struct cs_gate *gate, _Atomic uint64_t *cou
 
 static inline void cs_gate_enter(struct cs_gate *gate, struct cs_gate_pass *pass)
 {
-	struct cs_gate_stripe *stripe = &gate->stripes[cs_gate_cpu() & gate->stripe_mask];
+	struct cs_gate_stripe *stripe = &gate->stripes[cs_cpu_current() & gate->stripe_mask];
 	uint32_t slot;
 
 	for (;;) {
@@ -150,8 +133,11 @@ bool cs_gate_empty(const struct cs_gate *gate);
 bool cs_gate_drained(struct cs_gate *gate);
 /* The same of one slot; the current one is never drained. */
 bool cs_gate_slot_drained(struct cs_gate *gate, uint32_t slot);
-/* Waits until cs_gate_drained(). Returns: false if @deadline_ns passed first. */
-bool cs_gate_drain(struct cs_gate *gate, uint64_t deadline_ns);
+/* To wait until cs_gate_drained(). Returns: false if it is. True: @waiter will be woken, once, when
+ * it may be; then look again. The owner's, as the look is. */
+bool cs_gate_await_drain(struct cs_gate *gate, struct cs_waiter *waiter);
+/* Waits no longer. Any thread. Returns: false if the wake has come or is on its way. */
+bool cs_gate_forsake_drain(struct cs_gate *gate, struct cs_waiter *waiter);
 
 /* A slot to switch to. Returns: CS_GATE_SLOTS if somebody is in each. */
 uint32_t cs_gate_pick(struct cs_gate *gate);

@@ -4,8 +4,7 @@
  *
  * A bracket enters the gate. The slot that it gets names its *heads*: the newest snapshot of each
  * chain at the take that made this generation. No heads: ready. All chunks done in each: ready.
- * Else the slow way: wait for the drain of that take, then rounds of cs_save_round() until nothing
- * is left.
+ * Else the slow way: the steps of save.c, on this thread or in a queue, until nothing is left.
  *
  * Invariants:
  *  O1 heads[slot] does not change while the slot is chosen or somebody is inside it, so a bracket
@@ -24,6 +23,7 @@
 #include <string.h>
 
 #include "alloc.h"
+#include "workers.h"
 
 int cs_origin_init(struct cowsnap_origin *origin, struct cowsnap_device *device)
 {
@@ -239,58 +239,13 @@ static bool head_done(const struct cs_head *head, uint64_t offset, uint64_t leng
 	return cowsnap_map_done(&head->newest->map, first, last - first + 1);
 }
 
-static bool heads_done(const struct cs_heads *heads, uint64_t offset, uint64_t length)
+bool cs_heads_done(const struct cs_heads *heads, uint64_t offset, uint64_t length)
 {
 	for (size_t i = 0; i < heads->count; i++) {
 		if (!head_done(&heads->head[i], offset, length))
 			return false;
 	}
 	return true;
-}
-
-/* O3. Returns: false if the take was withdrawn and the bracket must look afresh. */
-static bool wait_established(struct cowsnap_origin *origin, const struct cs_heads *heads)
-{
-	struct cowsnap_ctx *ctx = origin->handle.ctx;
-
-	/* Acquire: the drain of the take; pairs with the stores of established in take.c. */
-	if (atomic_load_explicit(&ctx->established, memory_order_acquire) < heads->epoch) {
-		cs_stats_add(origin->stats, CS_STAT_DRAIN_WAITS, 1);
-		cs_mutex_lock(&ctx->admin);
-		while (atomic_load_explicit(&ctx->established, memory_order_relaxed) < heads->epoch)
-			cs_cond_wait_until(&ctx->changed, &ctx->admin, UINT64_MAX);
-		cs_mutex_unlock(&ctx->admin);
-	}
-	/* Acquire: pairs with turn_back. */
-	return !atomic_load_explicit(&heads->withdrawn, memory_order_acquire);
-}
-
-static int save_all(
-	struct cowsnap_origin *origin, struct cs_gate_pass *pass, uint64_t offset, uint64_t length)
-{
-	struct cs_heads *heads = cs_origin_heads(origin, pass->slot);
-	struct cs_trouble trouble = {0};
-	int rc;
-
-	cs_stats_add(origin->stats, CS_STAT_SLOW_WRITES, 1);
-	do {
-		while (heads && !wait_established(origin, heads)) {
-			/* Its entry is counted where it ends up. */
-			cs_gate_cancel(&origin->gate, pass);
-			cs_gate_enter(&origin->gate, pass);
-			heads = cs_origin_heads(origin, pass->slot);
-		}
-		if (!heads)
-			return 0;
-		rc = cs_save_round(origin, heads, offset, length, &trouble);
-		if (rc == 1 && trouble.head)
-			rc = cs_trouble_resolve(origin, &trouble);
-	} while (rc == 1);
-	if (rc) {
-		cs_stats_add(origin->stats, CS_STAT_FAILED_WRITES, 1);
-		cs_gate_leave(&origin->gate, pass);
-	}
-	return rc;
 }
 
 static int refuse(struct cowsnap_origin *origin, int rc, enum cowsnap_write_kind kind,
@@ -303,11 +258,9 @@ static int refuse(struct cowsnap_origin *origin, int rc, enum cowsnap_write_kind
 	return rc;
 }
 
-int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
-	uint64_t offset, uint64_t length, struct cowsnap_op *host_op)
+static inline int check_write(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
+	uint64_t offset, uint64_t length)
 {
-	struct cs_op *op = (struct cs_op *)host_op;
-	const struct cs_heads *heads;
 	int rc;
 
 	if (cs_unlikely(cs_handle_closed(&origin->handle)))
@@ -315,20 +268,133 @@ int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind k
 	if (cs_unlikely((unsigned)kind - COWSNAP_WRITE > COWSNAP_WRITE_ZEROES - COWSNAP_WRITE))
 		return refuse(origin, -EINVAL, kind, offset, length);
 	rc = cs_range_check(offset, length, origin->size_bytes);
-	if (cs_unlikely(rc))
-		return refuse(origin, rc, kind, offset, length);
+	return cs_unlikely(rc) ? refuse(origin, rc, kind, offset, length) : 0;
+}
+
+/* The fast way. Returns: NULL: the write is admitted; what it saves into otherwise. */
+static inline struct cs_heads *enter(
+	struct cowsnap_origin *origin, struct cs_op *op, uint64_t offset, uint64_t length)
+{
+	struct cs_heads *heads;
 
 	op->origin = origin;
 	cs_gate_enter(&origin->gate, &op->pass);
 	heads = cs_origin_heads(origin, op->pass.slot);
-	if (!heads || heads_done(heads, offset, length))
-		return 0;
-	return save_all(origin, &op->pass, offset, length);
+	return heads && !cs_heads_done(heads, offset, length) ? heads : NULL;
+}
+
+static void begin_save(struct cs_save *save, struct cs_op *op, struct cs_heads *heads,
+	enum cs_step (*step)(struct cs_save *save))
+{
+	save->op = op;
+	save->heads = heads;
+	save->step = step;
+	memset(&save->trouble, 0, sizeof(save->trouble));
+	cs_stats_add(op->origin->stats, CS_STAT_SLOW_WRITES, 1);
+}
+
+static int save_and_wait(struct cs_op *op, struct cs_heads *heads, uint64_t offset, uint64_t length)
+{
+	struct cs_save save;
+
+	cs_op_init(op, NULL, NULL, NULL, NULL);
+	op->offset = offset;
+	op->length = length;
+	begin_save(&save, op, heads, cs_save_look);
+	while (cs_save_run(&save) == CS_PARK)
+		cs_task_sleep(&op->task);
+	return op->error;
+}
+
+int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
+	uint64_t offset, uint64_t length, struct cowsnap_op *host_op)
+{
+	struct cs_op *op = cs_op_of(host_op);
+	struct cs_heads *heads;
+	int rc = check_write(origin, kind, offset, length);
+
+	if (cs_unlikely(rc))
+		return rc;
+	heads = enter(origin, op, offset, length);
+	return cs_likely(!heads) ? 0 : save_and_wait(op, heads, offset, length);
 }
 
 void cowsnap_write_end(struct cowsnap_op *host_op)
 {
-	struct cs_op *op = (struct cs_op *)host_op;
+	struct cs_op *op = cs_op_of(host_op);
 
 	cs_gate_leave(&op->origin->gate, &op->pass);
+}
+
+/* ---- The bracket in a queue ------------------------------------------------------------------ */
+
+/* Out of the gate, without the origin being closed meanwhile. */
+static void leave_for_now(struct cs_op *op)
+{
+	atomic_fetch_add_explicit(&op->origin->outside, 1, memory_order_relaxed);
+	cs_gate_cancel(&op->origin->gate, &op->pass);
+}
+
+/* It is in the gate now, or has ended. */
+static void not_outside(struct cs_op *op)
+{
+	/* Release: the gate says the rest; pairs with in_use. */
+	atomic_fetch_sub_explicit(&op->origin->outside, 1, memory_order_release);
+}
+
+static enum cs_step enter_again(struct cs_save *save)
+{
+	enum cs_step step = cs_save_enter(save);
+
+	not_outside(save->op);
+	return step;
+}
+
+static void begin_record(struct cs_op *op)
+{
+	begin_save(op->turn.record, op, NULL, enter_again);
+}
+
+static enum cs_step run_record(struct cs_op *op)
+{
+	return cs_save_run(op->turn.record);
+}
+
+static const struct cs_op_kind bracket = {
+	.begin = begin_record,
+	.go_on = run_record,
+	.forsaken = not_outside,
+};
+
+void cs_save_abandoned(struct cs_save *save)
+{
+	cs_save_fail(save, -ECANCELED);
+	cs_op_abandoned(save->op);
+}
+
+int cowsnap_write_begin_async(struct cowsnap_origin *origin, struct cowsnap_queue *queue,
+	enum cowsnap_write_kind kind, uint64_t offset, uint64_t length, struct cowsnap_op *host_op,
+	cowsnap_done *ready, void *user)
+{
+	struct cs_op *op = cs_op_of(host_op);
+	struct cowsnap_queue *to;
+	struct cs_heads *heads;
+	int rc = check_write(origin, kind, offset, length);
+
+	if (!rc)
+		rc = cs_workers_route(origin->handle.ctx, queue, ready, &to);
+	if (cs_unlikely(rc))
+		return rc;
+	heads = enter(origin, op, offset, length);
+	if (cs_likely(!heads))
+		return 0;
+	cs_op_init(op, to, &bracket, ready, user);
+	op->offset = offset;
+	op->length = length;
+	if (queue && cs_op_get_record(op)) {
+		begin_save(op->turn.record, op, heads, cs_save_look);
+		return cs_op_go(op);
+	}
+	leave_for_now(op); /* S3 of save.c */
+	return queue ? cs_op_queue(op) : cs_op_post(op);
 }

@@ -7,7 +7,9 @@
 #define CS_ORIGIN_H
 
 #include "chain.h"
+#include "copier.h"
 #include "dev.h"
+#include "op.h"
 #include "stats.h"
 
 struct cowsnap_origin {
@@ -32,17 +34,12 @@ struct cowsnap_origin {
 	bool prune_queued;
 	struct cowsnap_origin *prune_next;
 
-	struct cs_gate gate; /* brackets; switches at ctx->epoch */
+	struct cs_gate gate;   /* brackets; switches at ctx->epoch */
+	struct cs_flow copies; /* of its writers; in ctx->copier */
 	struct cs_stats *stats;
+	_Atomic uint32_t outside;    /* operations of queues that left the gate to come again */
 	struct cowsnap_origin *next; /* open ones of the context; under ctx->admin */
 };
-
-/* The host's struct cowsnap_op. */
-struct cs_op {
-	struct cowsnap_origin *origin;
-	struct cs_gate_pass pass;
-};
-_Static_assert(sizeof(struct cs_op) <= sizeof(struct cowsnap_op), "op fits the host's words");
 
 static inline struct cs_heads *cs_origin_heads(struct cowsnap_origin *origin, uint32_t slot)
 {
@@ -86,22 +83,91 @@ struct cs_trouble {
 	uint32_t asks;                         /* times that callbacks were asked */
 	uint32_t failures;                     /* failed copies tried again */
 	uint64_t since_ns;                     /* when the first difficulty arose; 0: none yet */
+	uint64_t pause_until_ns;               /* of a failed copy */
 };
 
-/*
- * One round: claims and copies what is neither saved nor busy in [offset, offset + length), as far
- * as credits and room for jobs go; then, if there was nothing to copy, waits for one busy chunk.
- * Returns: 1 (look again), 0 (all is saved), negative errno (the write is to fail).
- */
-int cs_save_round(struct cowsnap_origin *origin, const struct cs_heads *heads, uint64_t offset,
-	uint64_t length, struct cs_trouble *trouble);
+#define CS_SAVE_JOBS    32u
+#define CS_SAVE_COMMITS 8u
 
-/*
- * A chunk could not be saved: wait, ask, give up snapshots or the write, as their takers chose.
- * Called with no claim and no credits held.
- * Returns: 1 (look again), negative errno (the write is to fail).
- */
-int cs_trouble_resolve(struct cowsnap_origin *origin, struct cs_trouble *trouble);
+/* A run of chunks that lies together in origin and store. */
+struct cs_save_job {
+	const struct cs_head *head;
+	int error;
+	bool low_water; /* its space crossed the store's mark */
+};
+
+struct cs_save;
+
+/* One commit of a round. */
+struct cs_save_commit {
+	struct cowsnap_commit commit;
+	struct cs_save *save;
+	size_t first, end; /* jobs */
+};
+
+/* A bracket on its slow way: on the stack of a caller that waits, or a record of a queue. */
+struct cs_save {
+	struct cs_op *op;
+	struct cs_heads *heads;
+	enum cs_step (*step)(struct cs_save *save); /* the next one */
+	struct cs_trouble trouble;
+	struct cs_credit credit;
+	/* Of a round. */
+	uint64_t began_ns;
+	uint64_t budget; /* credits not yet spent */
+	bool more;       /* credits or jobs ran out before the range did */
+	struct cowsnap_map *busy_map;
+	uint64_t busy_chunk;
+	struct cowsnap_map_waiter busy;
+	size_t count;
+	struct cs_save_job job[CS_SAVE_JOBS];
+	struct cowsnap_copy copy;
+	struct cowsnap_copy_target target[CS_SAVE_JOBS];
+	struct cowsnap_run run[CS_SAVE_JOBS];
+	_Atomic uint32_t commits_open;
+	struct cs_save_commit commits[CS_SAVE_COMMITS];
+};
+
+/* Goes on until it parks or is done: then op->error is 0 and the bracket is open, or an error and
+ * the gate was left. */
+enum cs_step cs_save_run(struct cs_save *save);
+/* The gate was not entered yet, or left again: enters it and looks. */
+enum cs_step cs_save_enter(struct cs_save *save);
+/* The gate was entered, and the slow way is necessary. */
+enum cs_step cs_save_look(struct cs_save *save);
+/* Gives the bracket up. */
+enum cs_step cs_save_fail(struct cs_save *save, int error);
+/* Its waiter was taken out: ends the operation with -ECANCELED. */
+void cs_save_abandoned(struct cs_save *save);
+/* Is nothing left to save of the range? */
+bool cs_heads_done(const struct cs_heads *heads, uint64_t offset, uint64_t length);
+
+/* A chunk could not be saved: wait, ask, give up snapshots or the write, as their takers chose. No
+ * claim and no credits are held. A step: it leads back to cs_save_look(), or fails. */
+enum cs_step cs_trouble_resolve(struct cs_save *save);
+
+/* The right to change heads and gates of origins (T1 of take.c). Returns: false: the caller has it.
+ * True: it has it when @waiter is woken. It ends with cs_turn_end(). */
+bool cs_turn_await(struct cowsnap_ctx *ctx, struct cs_waiter *waiter);
+/* Waits no longer. Returns: false if the turn is the caller's, once its wake has come. */
+bool cs_turn_forsake(struct cowsnap_ctx *ctx, struct cs_waiter *waiter);
+/* For a thread that may sleep. Returns: false if @deadline_ns passed first. */
+bool cs_turn_wait(struct cowsnap_ctx *ctx, uint64_t deadline_ns);
+void cs_turn_end(struct cowsnap_ctx *ctx);
+
+/* A wait for what dropped snapshots of a store left. */
+struct cs_ghosts {
+	struct cowsnap_store *store;
+	struct cs_gate *gate; /* where it waits; NULL: for readers */
+};
+
+/* Reclaims what can be; in a turn. Returns: true: @waiter will be woken when more can be. False:
+ * nothing is held up, or so it may be: look. */
+bool cs_ghosts_await(struct cs_ghosts *ghosts, struct cs_waiter *waiter);
+/* The end of each wait, in a turn or not; first, if it is cut short, the waiter is taken out.
+ * Forsake returns: false if the wake has come or is on its way. */
+bool cs_ghosts_forsake(const struct cs_ghosts *ghosts, struct cs_waiter *waiter);
+void cs_ghosts_awaited(const struct cs_ghosts *ghosts);
 
 /* How a snapshot comes that its store has already: load fills its map, with I/O. */
 struct cs_attach {
@@ -123,11 +189,14 @@ bool cs_reclaim_locked_store(struct cowsnap_store *store, uint64_t *max_chunks)
  * it, which never waits for a writer. Returns: is it worth looking for space again? */
 bool cs_reclaim_for_space(struct cowsnap_store *store);
 
-/* Waits until there may be new space in the store, since @seen_epoch was read. Space that only a
- * reader holds back is freed by that reader when it leaves, if it sees the waiter; else the look at
- * limbo here comes after it left. Returns: false if @deadline_ns passed first. */
-bool cs_reclaim_wait(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns);
+/* As cs_store_await_space(), for a writer who wants space that only a reader may hold back: it is
+ * freed by that reader when he leaves, if he sees that somebody waits; else the look at limbo here
+ * comes after he left. The end of each wait is told by cs_reclaim_awaited(). */
+bool cs_reclaim_await(struct cowsnap_store *store, uint64_t seen_epoch, struct cs_waiter *waiter);
+void cs_reclaim_awaited(struct cowsnap_store *store);
 
+/* Is there something that could not be reclaimed yet, or was not tried? */
+bool cs_reclaim_left(const struct cowsnap_store *store);
 /* All that can be done, for a caller that has locked upper->reclaiming. */
 void cs_reclaim_everything(struct cowsnap_store *store) CS_REQUIRES(store->upper->reclaiming);
 
@@ -135,7 +204,7 @@ void cs_reclaim_everything(struct cowsnap_store *store) CS_REQUIRES(store->upper
  * this reader held back. */
 static inline void cs_reclaim_after_reading(struct cowsnap_store *store)
 {
-	/* seq_cst, after leaving the gate; pairs with cs_reclaim_wait. */
+	/* seq_cst, after leaving the gate; pairs with cs_reclaim_await. */
 	if (cs_unlikely(atomic_load_explicit(&store->upper->limbo_waiters, memory_order_seq_cst)))
 		cs_reclaim_for_space(store);
 }

@@ -89,6 +89,9 @@ static void free_limbo(struct cowsnap_store *store, struct cs_limbo *limbo)
 		cs_store_free(store, limbo->run[i].location, limbo->run[i].count);
 	atomic_store_explicit(&store->upper->limbo_chunks, 0, memory_order_relaxed);
 	limbo->count = 0;
+	/* Who drains the store waits for these too. */
+	if (limbo->unlinked)
+		cs_store_wake(store);
 	while (limbo->unlinked) {
 		struct cowsnap_snapshot *s = limbo->unlinked;
 
@@ -298,30 +301,40 @@ static bool choose(struct step *step, struct cs_chain *chain)
 
 /* ---- A store -------------------------------------------------------------------------------- */
 
+/* Under ctx->admin. Returns: who waited for it, to be woken without the lock. */
+static struct cs_waiter *let_go(struct cs_chain *chain)
+{
+	chain->pinned = false;
+	return cs_waitlist_take(&chain->ctx->unpinned);
+}
+
 /* The next chain to work on, which its origin's closing waits for; NULL: no more. */
 static struct cs_chain *next_chain(struct cowsnap_store *store, struct cs_chain *chain)
 {
 	struct cowsnap_ctx *ctx = store->handle.ctx;
+	struct cs_waiter *waiters = NULL;
 	struct cs_chain *next;
 
 	cs_mutex_lock(&ctx->admin);
 	next = chain ? chain->next_of_store : store->upper->chains;
-	if (chain) {
-		chain->pinned = false;
-		cs_cond_broadcast(&ctx->changed);
-	}
+	if (chain)
+		waiters = let_go(chain);
 	if (next)
 		next->pinned = true;
 	cs_mutex_unlock(&ctx->admin);
+	cs_waiters_wake(waiters);
 	return next;
 }
 
 static void unpin(struct cs_chain *chain)
 {
-	cs_mutex_lock(&chain->ctx->admin);
-	chain->pinned = false;
-	cs_cond_broadcast(&chain->ctx->changed);
-	cs_mutex_unlock(&chain->ctx->admin);
+	struct cowsnap_ctx *ctx = chain->ctx;
+	struct cs_waiter *waiters;
+
+	cs_mutex_lock(&ctx->admin);
+	waiters = let_go(chain);
+	cs_mutex_unlock(&ctx->admin);
+	cs_waiters_wake(waiters);
 }
 
 /* Returns: true if the budget ended first. */
@@ -422,17 +435,25 @@ bool cs_reclaim_for_space(struct cowsnap_store *store)
 	return more || cs_store_space_epoch(store) != epoch;
 }
 
-bool cs_reclaim_wait(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns)
+bool cs_reclaim_await(struct cowsnap_store *store, uint64_t seen_epoch, struct cs_waiter *waiter)
 {
-	_Atomic uint32_t *waiters = &store->upper->limbo_waiters;
-	bool changed;
-
 	/* seq_cst: announce, then look; pairs with cs_reclaim_after_reading. */
-	atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst);
+	atomic_fetch_add_explicit(&store->upper->limbo_waiters, 1, memory_order_seq_cst);
 	cs_reclaim_for_space(store);
-	changed = cs_store_wait_space(store, seen_epoch, deadline_ns);
-	atomic_fetch_sub_explicit(waiters, 1, memory_order_relaxed);
-	return changed;
+	if (cs_store_await_space(store, seen_epoch, waiter))
+		return true;
+	cs_reclaim_awaited(store);
+	return false;
+}
+
+void cs_reclaim_awaited(struct cowsnap_store *store)
+{
+	atomic_fetch_sub_explicit(&store->upper->limbo_waiters, 1, memory_order_relaxed);
+}
+
+bool cs_reclaim_left(const struct cowsnap_store *store)
+{
+	return atomic_load_explicit(&store->upper->reclaimable, memory_order_relaxed);
 }
 
 void cs_reclaim_everything(struct cowsnap_store *store)

@@ -1,55 +1,42 @@
 /* SPDX-License-Identifier: MIT
  *
- * Saving: one round of copies for one bracket.
+ * Saving: the slow way of a bracket, in steps. A caller that waits goes through the same steps as
+ * an event loop: where one parks, the other sleeps.
  *
- * gather: for each head, claim the free runs of the range and get space for them: a run of chunks
- *	that lies together in both is one *job*. Busy chunks are passed over, so that everything
- *	that can be started is started before anybody waits.
- * copy: one call of the copier for all jobs; what two stores want is read once.
- * commit, settle: record, publish what succeeded, abort what failed.
+ *   enter      the gate; only after it was left, or not entered yet
+ *   look       is the take that made this generation established? is there anything to save?
+ *   reserve    credits: at most what the range can take
+ *   gather     for each head, claim the free runs of the range and get space for them: a run of
+ *              chunks that lies together in both is one *job*. Busy chunks are passed over, so that
+ *              everything that can be started is started before anybody waits.
+ *   copy       one copy for all jobs; what two stores want is read once
+ *   commit     each store records what succeeded
+ *   settle     publish what succeeded, abort what failed, give the credits back
+ *   after      trouble; or another look; or, if nothing was left to start, wait for a busy chunk
  *
  * Invariants:
  *  S1 Credits are taken before the first claim and given back after the last claim has ended: who
  *     holds a claim never waits for credits, so a bound of a single job works.
- *  S2 Each claim of a round has ended when the round returns, and before the host is told of
+ *  S2 Each claim of a round has ended when the round ends, and before the host is told of
  *     anything. Whoever holds one waits for I/O and for a reclaimer, never for credits, space or a
  *     writer.
+ *  S3 A queue's operation is in the gate only while it has a record. So nobody in an older
+ *     generation waits for a record that is held by somebody who waits for the drain.
  *
- * Locking: none. Failure: the first difficulty of a round is left in the trouble record.
+ * Locking: none; ctx->admin to wait for the end of a drain.
+ * Failure: the first difficulty of a round is left in the trouble record.
  */
 #include <assert.h>
 #include <string.h>
 
-#include "copier.h"
 #include "origin.h"
 
-#define JOBS        32u
 #define SPACE_TRIES 16u
 
-struct job {
-	const struct cs_head *head;
-	struct cowsnap_run run;
-	int error;
-	bool low_water; /* its space crossed the store's mark */
-};
-
-struct round {
-	struct cowsnap_origin *origin;
-	uint64_t offset;
-	uint64_t end;
-	uint64_t budget; /* credits not yet spent */
-	struct cowsnap_map *busy_map;
-	uint64_t busy_chunk;
-	struct cs_trouble *trouble;
-	bool more; /* credits or jobs ran out before the range did */
-	size_t count;
-	struct job job[JOBS];
-};
-
 static void note_trouble(
-	struct round *round, const struct cs_head *head, uint64_t chunk, int reason)
+	struct cs_save *save, const struct cs_head *head, uint64_t chunk, int reason)
 {
-	struct cs_trouble *trouble = round->trouble;
+	struct cs_trouble *trouble = &save->trouble;
 
 	if (trouble->head)
 		return;
@@ -61,56 +48,57 @@ static void note_trouble(
 
 /* Space for a run, if need be from what dropped snapshots left. Not for ever: others may be as
  * quick to use what was freed, and this thread holds a claim. */
-static int get_space(struct cowsnap_store *store, struct job *job, const struct cowsnap_run *run)
+static int get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
+	struct cowsnap_run *run, bool *low_water)
 {
 	int rc = -ENOSPC;
 
-	job->run = *run;
+	*run = *want;
 	for (unsigned tries = 0; rc == -ENOSPC && tries < SPACE_TRIES; tries++) {
 		if (tries && !cs_reclaim_for_space(store))
 			break;
-		rc = cs_store_alloc(
-			store, run->count, &job->run.location, &job->run.count, &job->low_water);
+		rc = cs_store_alloc(store, want->count, &run->location, &run->count, low_water);
 	}
 	return rc;
 }
 
 static void no_space(
-	struct round *round, const struct cs_head *head, uint64_t chunk, uint64_t epoch)
+	struct cs_save *save, const struct cs_head *head, uint64_t chunk, uint64_t epoch)
 {
-	note_trouble(round, head, chunk, -ENOSPC);
-	round->trouble->no_space = true;
-	round->trouble->space_epoch = epoch;
+	note_trouble(save, head, chunk, -ENOSPC);
+	save->trouble.no_space = true;
+	save->trouble.space_epoch = epoch;
 }
 
 /* Makes jobs of a claimed run; what finds no room among the jobs or in the store is aborted. */
-static void place(struct round *round, const struct cs_head *head, struct cowsnap_run run)
+static void place(struct cs_save *save, const struct cs_head *head, struct cowsnap_run run)
 {
 	struct cowsnap_store *store = head->chain->store;
 	uint64_t epoch = cs_store_space_epoch(store);
 
-	while (run.count && round->count < JOBS && !round->trouble->head) {
-		struct job *job = &round->job[round->count];
+	while (run.count && save->count < CS_SAVE_JOBS && !save->trouble.head) {
+		struct cs_save_job *job = &save->job[save->count];
+		struct cowsnap_run *got = &save->run[save->count];
 		uint64_t bytes;
-		int rc = get_space(store, job, &run);
+		int rc = get_space(store, &run, got, &job->low_water);
 
 		if (rc == -ENOSPC)
-			no_space(round, head, run.first, epoch);
+			no_space(save, head, run.first, epoch);
 		else if (rc)
-			note_trouble(round, head, run.first, rc);
+			note_trouble(save, head, run.first, rc);
 		if (rc)
 			break;
 		job->head = head;
 		job->error = 0;
-		round->count++;
-		bytes = job->run.count << store->chunk_shift;
-		round->budget -= bytes < round->budget ? bytes : round->budget;
-		run.first += job->run.count;
-		run.count -= job->run.count;
+		save->count++;
+		bytes = got->count << store->chunk_shift;
+		save->budget -= bytes < save->budget ? bytes : save->budget;
+		run.first += got->count;
+		run.count -= got->count;
 	}
 	if (run.count) {
 		cowsnap_map_abort(&head->newest->map, &run);
-		round->more = true;
+		save->more = true;
 	}
 }
 
@@ -135,7 +123,7 @@ static uint64_t first_open(const struct cs_head *head, uint64_t chunk, uint64_t 
 }
 
 /* The newest snapshot is a ghost: what only it would need is done without data (C5). */
-static void place_needed(struct round *round, const struct cs_head *head, struct cowsnap_run run)
+static void place_needed(struct cs_save *save, const struct cs_head *head, struct cowsnap_run run)
 {
 	uint64_t end = run.first + run.count;
 
@@ -143,28 +131,28 @@ static void place_needed(struct round *round, const struct cs_head *head, struct
 		run.count = 1;
 		run.location = COWSNAP_LOCATION_NONE;
 		if (needed(head, run.first))
-			place(round, head, run);
+			place(save, head, run);
 		else
 			cowsnap_map_publish(&head->newest->map, &run);
 		run.first++;
 	}
 }
 
-static void gather(struct round *round, const struct cs_head *head)
+static void gather(struct cs_save *save, const struct cs_head *head)
 {
 	uint32_t shift = head->chain->store->chunk_shift;
-	uint64_t chunk = round->offset >> shift;
-	uint64_t end = ((round->end - 1) >> shift) + 1;
+	uint64_t chunk = save->op->offset >> shift;
+	uint64_t end = ((save->op->offset + save->op->length - 1) >> shift) + 1;
 
 	/* Relaxed: who misses the end of the last snapshot copies once too often. */
 	if (!atomic_load_explicit(&head->chain->live, memory_order_relaxed))
 		return;
-	while (chunk < end && round->count < JOBS && !round->trouble->head) {
-		uint64_t most = round->budget >> shift;
+	while (chunk < end && save->count < CS_SAVE_JOBS && !save->trouble.head) {
+		uint64_t most = save->budget >> shift;
 		struct cowsnap_run run;
 		int rc;
 
-		if (!most && round->count)
+		if (!most && save->count)
 			break;
 		if (!most)
 			most = 1;
@@ -173,7 +161,7 @@ static void gather(struct round *round, const struct cs_head *head)
 		if (rc < 0) {
 			chunk = first_open(head, chunk, end);
 			if (chunk < end && needed(head, chunk)) {
-				note_trouble(round, head, chunk, rc);
+				note_trouble(save, head, chunk, rc);
 				return;
 			}
 			chunk++;
@@ -184,111 +172,219 @@ static void gather(struct round *round, const struct cs_head *head)
 			continue;
 		}
 		chunk = run.first + run.count;
-		if (rc == COWSNAP_CLAIM_BUSY && !round->busy_map) {
-			round->busy_map = &head->newest->map;
-			round->busy_chunk = run.first;
+		if (rc == COWSNAP_CLAIM_BUSY && !save->busy_map) {
+			save->busy_map = &head->newest->map;
+			save->busy_chunk = run.first;
 		} else if (rc == COWSNAP_CLAIM_MINE) {
 			if (cs_snapshot_live(head->newest))
-				place(round, head, run);
+				place(save, head, run);
 			else
-				place_needed(round, head, run);
+				place_needed(save, head, run);
 		}
 	}
-	round->more |= chunk < end;
+	save->more |= chunk < end;
 }
 
-static void copy(struct round *round)
-{
-	struct cowsnap_origin *origin = round->origin;
-	struct cowsnap_copy_target target[JOBS];
+static enum cs_step settle(struct cs_save *save);
+static enum cs_step after(struct cs_save *save);
 
-	for (size_t i = 0; i < round->count; i++) {
-		const struct job *job = &round->job[i];
-		struct cowsnap_store *store = job->head->chain->store;
-		uint64_t from = job->run.first << store->chunk_shift;
-		uint64_t length = job->run.count << store->chunk_shift;
+/* ---- Copy ------------------------------------------------------------------------------------ */
+
+static enum cs_step commit(struct cs_save *save);
+
+static enum cs_step copied(struct cs_save *save)
+{
+	struct cs_stats *stats = save->op->origin->stats;
+	struct cs_copier_io io = cs_copier_read(&save->copy);
+
+	cs_stats_add(stats, CS_STAT_ORIGIN_READS, io.reads);
+	cs_stats_add(stats, CS_STAT_ORIGIN_BYTES, io.read_bytes);
+	for (size_t i = 0; i < save->count; i++)
+		save->job[i].error = save->target[i].error;
+	return commit(save);
+}
+
+static enum cs_step copy(struct cs_save *save)
+{
+	struct cowsnap_origin *origin = save->op->origin;
+
+	for (size_t i = 0; i < save->count; i++) {
+		struct cowsnap_store *store = save->job[i].head->chain->store;
+		uint64_t from = save->run[i].first << store->chunk_shift;
+		uint64_t length = save->run[i].count << store->chunk_shift;
 
 		/* The last chunk of an origin may be a part of one. */
 		if (length > origin->size_bytes - from)
 			length = origin->size_bytes - from;
-		target[i] = (struct cowsnap_copy_target){.device = store->device,
-			.offset = job->run.location << store->chunk_shift,
+		save->target[i] = (struct cowsnap_copy_target){.device = store->device,
+			.offset = save->run[i].location << store->chunk_shift,
 			.source_offset = from,
 			.length = length};
 	}
-	struct cs_copier_io io =
-		cs_copier_run(origin->handle.ctx->copier, origin->device, target, round->count);
-	cs_stats_add(origin->stats, CS_STAT_ORIGIN_READS, io.reads);
-	cs_stats_add(origin->stats, CS_STAT_ORIGIN_BYTES, io.read_bytes);
-	for (size_t i = 0; i < round->count; i++)
-		round->job[i].error = target[i].error;
+	save->copy.source = origin->device;
+	save->copy.targets = save->target;
+	save->copy.count = save->count;
+	save->copy.background = false;
+	save->step = copied;
+	if (cs_copier_start(origin->handle.ctx->copier, &save->copy, &save->op->task))
+		return copied(save);
+	return CS_PARK;
 }
 
-/* Jobs of one head follow each other: one commit for all of them that succeeded. */
-static void commit(struct round *round)
+/* ---- Commit ---------------------------------------------------------------------------------- */
+
+static bool last_commit(struct cs_save *save)
 {
-	struct cowsnap_run run[JOBS];
-	size_t from = 0, to;
+	/* Acquire and release: the errors of all; pairs with last_commit. */
+	return atomic_fetch_sub_explicit(&save->commits_open, 1, memory_order_acq_rel) == 1;
+}
 
-	for (; from < round->count; from = to) {
-		struct cowsnap_store *store = round->job[from].head->chain->store;
-		size_t n = 0;
-		int rc;
+static void committed(struct cowsnap_commit *commit, int error)
+{
+	struct cs_save_commit *c = cs_container_of(commit, struct cs_save_commit, commit);
+	struct cs_save *save = c->save;
 
-		for (to = from; to < round->count && round->job[to].head == round->job[from].head;
-			to++) {
-			if (!round->job[to].error)
-				run[n++] = round->job[to].run;
-		}
-		rc = n ? cs_store_commit(store, run, n) : 0;
-		for (size_t i = from; rc && i < to; i++) {
-			if (!round->job[i].error)
-				round->job[i].error = rc;
-		}
+	for (size_t i = c->first; error && i < c->end; i++) {
+		if (!save->job[i].error)
+			save->job[i].error = error;
 	}
+	if (last_commit(save))
+		cs_task_wake(&save->op->task);
 }
 
-static void settle(struct round *round)
+/* The runs of jobs [first, end), all of one head, that succeeded. Those are moved to the front, and
+ * the others behind them. Returns: how many. */
+static size_t sort_jobs(struct cs_save *save, size_t first, size_t end)
 {
-	struct cs_stats *stats = round->origin->stats;
+	size_t good = first;
 
-	for (size_t i = 0; i < round->count; i++) {
-		struct job *job = &round->job[i];
-		struct cowsnap_store *store = job->head->chain->store;
-		struct cowsnap_map *map = &job->head->newest->map;
+	for (size_t i = first; i < end; i++) {
+		struct cs_save_job job = save->job[i];
+		struct cowsnap_run run = save->run[i];
 
-		if (job->error) {
-			cs_store_free(store, job->run.location, job->run.count);
-			cowsnap_map_abort(map, &job->run);
-			note_trouble(round, job->head, job->run.first, job->error);
+		if (job.error)
 			continue;
-		}
-		cowsnap_map_publish(map, &job->run);
-		cs_stats_add(stats, CS_STAT_COPIED_CHUNKS, job->run.count);
-		cs_stats_add(stats, CS_STAT_COPIED_BYTES, job->run.count << store->chunk_shift);
+		save->job[i] = save->job[good];
+		save->run[i] = save->run[good];
+		save->job[good] = job;
+		save->run[good++] = run;
 	}
+	return good - first;
 }
 
-struct busy_waiter {
-	struct cowsnap_map_waiter waiter;
-	struct cs_event woken;
-};
+/* Jobs of one head follow each other. Returns: behind the last one of the head of job @from. */
+static size_t jobs_of_head(const struct cs_save *save, size_t from)
+{
+	size_t to = from;
+
+	while (to < save->count && save->job[to].head == save->job[from].head)
+		to++;
+	return to;
+}
+
+static void make_commit(struct cs_save *save, struct cs_save_commit *c, size_t from, size_t to)
+{
+	size_t good = sort_jobs(save, from, to);
+
+	c->save = save;
+	c->first = from;
+	c->end = from + good;
+	c->commit.runs = &save->run[from];
+	c->commit.count = good;
+	c->commit.done = committed;
+	c->commit.queue = save->op->task.queue;
+}
+
+/* One commit for all jobs of a head that succeeded, if its store records anything. */
+static enum cs_step commit(struct cs_save *save)
+{
+	uint32_t n = 0;
+
+	for (size_t from = 0, to; from < save->count; from = to) {
+		to = jobs_of_head(save, from);
+		if (cs_store_records(save->job[from].head->chain->store))
+			make_commit(save, &save->commits[n++], from, to);
+	}
+	if (!n)
+		return settle(save);
+	/* One for this step, so that nobody wakes the task before all are started. */
+	atomic_store_explicit(&save->commits_open, n + 1, memory_order_relaxed);
+	save->step = settle;
+	for (uint32_t i = 0; i < n; i++) {
+		struct cs_save_commit *c = &save->commits[i];
+
+		cs_store_start_commit(save->job[c->first].head->chain->store, &c->commit);
+	}
+	return last_commit(save) ? CS_GO_ON : CS_PARK;
+}
+
+/* ---- Settle ---------------------------------------------------------------------------------- */
+
+static void settle_job(struct cs_save *save, size_t i)
+{
+	struct cs_stats *stats = save->op->origin->stats;
+	const struct cs_save_job *job = &save->job[i];
+	const struct cowsnap_run *run = &save->run[i];
+	struct cowsnap_store *store = job->head->chain->store;
+	struct cowsnap_map *map = &job->head->newest->map;
+
+	if (job->error) {
+		cs_store_free(store, run->location, run->count);
+		cowsnap_map_abort(map, run);
+		note_trouble(save, job->head, run->first, job->error);
+		return;
+	}
+	cowsnap_map_publish(map, run);
+	cs_stats_add(stats, CS_STAT_COPIED_CHUNKS, run->count);
+	cs_stats_add(stats, CS_STAT_COPIED_BYTES, run->count << store->chunk_shift);
+}
+
+static enum cs_step settle(struct cs_save *save)
+{
+	struct cowsnap_origin *origin = save->op->origin;
+	struct cowsnap_ctx *ctx = origin->handle.ctx;
+
+	for (size_t i = 0; i < save->count; i++)
+		settle_job(save, i);
+	cs_stats_copy(ctx->base.alloc, origin->stats, cs_now_ns(&ctx->base) - save->began_ns);
+	return after(save);
+}
+
+/* ---- After a round --------------------------------------------------------------------------- */
 
 static void busy_wake(struct cowsnap_map_waiter *waiter)
 {
-	cs_event_set(&cs_container_of(waiter, struct busy_waiter, waiter)->woken);
+	struct cs_save *save = cs_container_of(waiter, struct cs_save, busy);
+
+	cs_task_wake(&save->op->task);
 }
 
-static void wait_busy(struct round *round)
+static enum cs_step after(struct cs_save *save)
 {
-	struct busy_waiter waiter = {.waiter.wake = busy_wake};
+	struct cowsnap_origin *origin = save->op->origin;
 
-	cs_event_init(&waiter.woken);
-	if (cowsnap_map_wait(round->busy_map, round->busy_chunk, &waiter.waiter))
-		return;
-	cs_stats_add(round->origin->stats, CS_STAT_CLAIM_WAITS, 1);
-	cs_event_wait(&waiter.woken);
+	cs_copier_release(origin->handle.ctx->copier, save->credit.bytes);
+	for (size_t i = 0; i < save->count; i++) {
+		if (save->job[i].low_water)
+			cs_event_store(save->job[i].head->chain->store, COWSNAP_EVENT_LOW_WATER, 0);
+	}
+	save->step = cs_save_look;
+	if (save->trouble.head)
+		return cs_trouble_resolve(save);
+	if (save->more)
+		return CS_GO_ON;
+	if (!save->busy_map)
+		return CS_DONE;
+	if (save->count)
+		return CS_GO_ON;
+	save->busy.wake = busy_wake;
+	if (cowsnap_map_wait(save->busy_map, save->busy_chunk, &save->busy))
+		return CS_GO_ON;
+	cs_stats_add(origin->stats, CS_STAT_CLAIM_WAITS, 1);
+	return CS_PARK;
 }
+
+/* ---- Credits --------------------------------------------------------------------------------- */
 
 /* The most that the range can take: whole chunks of each store. */
 static uint64_t bytes_wanted(const struct cs_heads *heads, uint64_t offset, uint64_t length)
@@ -307,45 +403,156 @@ static uint64_t bytes_wanted(const struct cs_heads *heads, uint64_t offset, uint
 	return want;
 }
 
-int cs_save_round(struct cowsnap_origin *origin, const struct cs_heads *heads, uint64_t offset,
-	uint64_t length, struct cs_trouble *trouble)
+static enum cs_step begin_round(struct cs_save *save)
 {
-	struct cowsnap_ctx *ctx = origin->handle.ctx;
-	struct round round;
-	uint64_t granted, started_ns;
-	bool waited = false;
+	struct cs_heads *heads = save->heads;
+	unsigned heads_used = 0;
 
-	round.origin = origin;
-	round.offset = offset;
-	round.end = offset + length;
-	round.busy_map = NULL;
-	round.trouble = trouble;
-	round.more = false;
-	round.count = 0;
-	trouble->head = NULL;
-	granted = cs_copier_reserve(ctx->copier, bytes_wanted(heads, offset, length), &waited);
+	save->op->abandon = NULL;
+	save->budget = save->credit.bytes;
+	save->began_ns = cs_now_ns(&save->op->origin->handle.ctx->base);
+	for (size_t i = 0; i < heads->count; i++) {
+		size_t before = save->count;
+
+		if (heads_used == CS_SAVE_COMMITS) {
+			save->more = true;
+			break;
+		}
+		gather(save, &heads->head[i]);
+		heads_used += save->count > before;
+	}
+	return save->count ? copy(save) : after(save);
+}
+
+static void abandon_credits(struct cs_op *op)
+{
+	struct cs_save *save = op->turn.record;
+
+	if (cs_copier_forsake(op->origin->handle.ctx->copier, &save->credit))
+		cs_save_abandoned(save);
+}
+
+static enum cs_step reserve(struct cs_save *save)
+{
+	struct cs_op *op = save->op;
+	struct cowsnap_origin *origin = op->origin;
+	uint64_t want = bytes_wanted(save->heads, op->offset, op->length);
+
+	save->busy_map = NULL;
+	save->trouble.head = NULL;
+	save->more = false;
+	save->count = 0;
+	save->step = begin_round;
+	op->abandon = abandon_credits;
+	if (cs_copier_reserve(
+		    origin->handle.ctx->copier, &origin->copies, &save->credit, want, &op->task))
+		return begin_round(save);
+	cs_stats_add(origin->stats, CS_STAT_CREDIT_WAITS, 1);
+	return CS_PARK;
+}
+
+/* ---- The drain ------------------------------------------------------------------------------- */
+
+/* Its entry is counted where it ends up. Into the gate before out of it, and the first under the
+ * lock, so that who closes the origin sees one of the two. */
+static void enter_anew(struct cs_op *op)
+{
+	struct cowsnap_ctx *ctx = op->origin->handle.ctx;
+	struct cs_gate_pass before = op->pass;
+
+	cs_mutex_lock(&ctx->admin);
+	cs_gate_enter(&op->origin->gate, &op->pass);
+	cs_mutex_unlock(&ctx->admin);
+	cs_gate_cancel(&op->origin->gate, &before);
+}
+
+static enum cs_step look_inside(struct cs_save *save);
+
+static enum cs_step established(struct cs_save *save)
+{
+	save->op->abandon = NULL;
+	/* Acquire: pairs with turn_back. */
+	if (!atomic_load_explicit(&save->heads->withdrawn, memory_order_acquire))
+		return reserve(save);
+	enter_anew(save->op);
+	return look_inside(save);
+}
+
+static void abandon_drain(struct cs_op *op)
+{
+	struct cowsnap_ctx *ctx = op->origin->handle.ctx;
+	bool waited;
+
+	cs_mutex_lock(&ctx->admin);
+	waited = cs_waitlist_remove(&ctx->parked, &op->task.waiter);
+	cs_mutex_unlock(&ctx->admin);
 	if (waited)
-		cs_stats_add(origin->stats, CS_STAT_CREDIT_WAITS, 1);
-	round.budget = granted;
-	started_ns = cs_now_ns(&ctx->base);
-	for (size_t i = 0; i < heads->count; i++)
-		gather(&round, &heads->head[i]);
-	if (round.count) {
-		copy(&round);
-		commit(&round);
-		settle(&round);
-		cs_stats_copy(ctx->base.alloc, origin->stats, cs_now_ns(&ctx->base) - started_ns);
-	}
-	cs_copier_release(ctx->copier, granted);
-	for (size_t i = 0; i < round.count; i++) {
-		if (round.job[i].low_water)
-			cs_event_store(round.job[i].head->chain->store, COWSNAP_EVENT_LOW_WATER, 0);
-	}
-	if (trouble->head || round.more)
-		return 1;
-	if (!round.busy_map)
-		return 0;
-	if (!round.count)
-		wait_busy(&round);
-	return 1;
+		cs_save_abandoned(op->turn.record);
+}
+
+static bool is_established(const struct cowsnap_ctx *ctx, const struct cs_heads *heads)
+{
+	/* Acquire: the drain of the take; pairs with set_established. */
+	return atomic_load_explicit(&ctx->established, memory_order_acquire) >= heads->epoch;
+}
+
+/* O3 */
+enum cs_step cs_save_look(struct cs_save *save)
+{
+	struct cs_op *op = save->op;
+	struct cowsnap_ctx *ctx = op->origin->handle.ctx;
+	bool parks;
+
+	if (op->cancelled)
+		return cs_save_fail(save, -ECANCELED);
+	if (is_established(ctx, save->heads))
+		return established(save);
+	cs_stats_add(op->origin->stats, CS_STAT_DRAIN_WAITS, 1);
+	save->step = established;
+	op->abandon = abandon_drain;
+	cs_mutex_lock(&ctx->admin);
+	parks = !is_established(ctx, save->heads);
+	if (parks)
+		cs_waitlist_add(&ctx->parked, &op->task.waiter);
+	cs_mutex_unlock(&ctx->admin);
+	return parks ? CS_PARK : CS_GO_ON;
+}
+
+/* ---- Begin and end --------------------------------------------------------------------------- */
+
+static enum cs_step look_inside(struct cs_save *save)
+{
+	struct cs_op *op = save->op;
+
+	save->heads = cs_origin_heads(op->origin, op->pass.slot);
+	if (!save->heads || cs_heads_done(save->heads, op->offset, op->length))
+		return CS_DONE;
+	return cs_save_look(save);
+}
+
+enum cs_step cs_save_enter(struct cs_save *save)
+{
+	cs_gate_enter(&save->op->origin->gate, &save->op->pass);
+	return look_inside(save);
+}
+
+enum cs_step cs_save_fail(struct cs_save *save, int error)
+{
+	struct cs_op *op = save->op;
+
+	op->error = error;
+	if (error != -ECANCELED)
+		cs_stats_add(op->origin->stats, CS_STAT_FAILED_WRITES, 1);
+	cs_gate_leave(&op->origin->gate, &op->pass);
+	return CS_DONE;
+}
+
+enum cs_step cs_save_run(struct cs_save *save)
+{
+	enum cs_step step;
+
+	do
+		step = save->step(save);
+	while (step == CS_GO_ON);
+	return step;
 }

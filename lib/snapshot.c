@@ -10,37 +10,28 @@
  * the store's read gate (C4). At the end the state is looked at once more: what an invalid snapshot
  * gave is not handed out.
  *
+ *   resolve    pieces for as much of the range as there is room for
+ *   read       all of them; in a queue, side by side
+ *   look       again, at those that came from the origin
+ *   reread     what is saved now, as many requests at a time as there is room for
+ *
+ * A caller that waits, and a queue whose devices are called, does one request after the other and
+ * never parks. In a queue the read gate is entered with a record in hand: nobody who waits for it
+ * to drain waits for somebody who waits for a record.
+ *
  * Invariants: C2 to C5 of chain.h. A byte that is handed out was read from the store, or from the
  * origin before any write that the snapshot does not include could have changed it.
  *
  * Locking: none. Nobody waits for a reader.
  *
- * Failure: the first error ends the read.
+ * Failure: the first error ends the read, when all that was submitted has ended.
  */
+#include "snapshot.h"
+
 #include <assert.h>
 #include <string.h>
 
-#include "chain.h"
-#include "dev.h"
-
-#define PIECES      64u
 #define LEAF_CHUNKS 64u
-
-struct piece {
-	uint64_t offset; /* in the snapshot */
-	uint64_t length;
-	uint64_t location; /* saved: byte offset in the store's device */
-	bool saved;
-};
-
-struct reader {
-	struct cowsnap_snapshot *snapshot;
-	uint32_t shift;
-	uint64_t offset; /* of the whole request */
-	char *buffer;
-	size_t count;
-	struct piece piece[PIECES];
-};
 
 static int state_error(const struct cowsnap_snapshot *s)
 {
@@ -79,25 +70,31 @@ static unsigned window_count(uint64_t chunk, uint64_t last)
 	return (unsigned)(last - chunk + 1 < in_leaf ? last - chunk + 1 : in_leaf);
 }
 
-/* Returns: false if there is no room for another piece. */
-static bool add_piece(struct reader *r, const struct piece *next)
+/* How many pieces are read in one go: those that are submitted need a request each. */
+static size_t room(const struct cs_read *r)
 {
-	struct piece *last = r->count ? &r->piece[r->count - 1] : NULL;
+	return r->queue ? CS_READ_IOS : CS_READ_PIECES;
+}
+
+/* Returns: false if there is no room for another piece. */
+static bool add_piece(struct cs_read *r, const struct cs_read_piece *next)
+{
+	struct cs_read_piece *last = r->count ? &r->piece[r->count - 1] : NULL;
 
 	if (last && last->saved == next->saved &&
 		(!next->saved || last->location + last->length == next->location)) {
 		last->length += next->length;
 		return true;
 	}
-	if (r->count == PIECES)
+	if (r->count == room(r))
 		return false;
 	r->piece[r->count++] = *next;
 	return true;
 }
 
 /* The piece that chunks [chunk, chunk + count) are of [offset, end). */
-static struct piece clip(
-	const struct reader *r, uint64_t chunk, uint64_t count, uint64_t offset, uint64_t end)
+static struct cs_read_piece clip(
+	const struct cs_read *r, uint64_t chunk, uint64_t count, uint64_t offset, uint64_t end)
 {
 	uint64_t from = chunk << r->shift, to = (chunk + count) << r->shift;
 
@@ -105,7 +102,7 @@ static struct piece clip(
 		from = offset;
 	if (to > end)
 		to = end;
-	return (struct piece){.offset = from, .length = to - from};
+	return (struct cs_read_piece){.offset = from, .length = to - from};
 }
 
 /* How many of the chunks from bit 0 on are of one kind. */
@@ -127,34 +124,43 @@ static unsigned together(const uint64_t *locations, unsigned count)
 	return run;
 }
 
-/* Resolves [offset, end) as far as the pieces reach. Returns: 0, or the error of the state. */
-static int resolve(struct reader *r, uint64_t offset, uint64_t end)
+/* Where @piece, which begins in @chunk at @location, lies. Returns: 0, or what is wrong. */
+static int locate(struct cs_read *r, struct cs_read_piece *piece, uint64_t chunk, uint64_t location)
 {
-	uint64_t locations[LEAF_CHUNKS], last = (end - 1) >> r->shift;
+	int rc;
+
+	piece->saved = true;
+	piece->location = (location << r->shift) + (piece->offset - (chunk << r->shift));
+	if (location != COWSNAP_LOCATION_NONE)
+		return 0;
+	/* C5: a live snapshot never ends at NONE. */
+	rc = state_error(r->snapshot);
+	return rc ? rc : -EIO;
+}
+
+/* Resolves [r->next, r->end) as far as the pieces reach. Returns: 0, or the error of the state. */
+static int resolve(struct cs_read *r)
+{
+	uint64_t locations[LEAF_CHUNKS], last = (r->end - 1) >> r->shift;
 
 	r->count = 0;
-	for (uint64_t chunk = offset >> r->shift; chunk <= last;) {
+	for (uint64_t chunk = r->next >> r->shift; chunk <= last;) {
 		unsigned count = window_count(chunk, last), run;
 		uint64_t mask = cs_snapshot_window(r->snapshot, chunk, count, locations);
 
 		for (unsigned i = 0; i < count; i += run, chunk += run) {
 			bool saved = mask >> i & 1;
-			struct piece piece;
+			struct cs_read_piece piece;
+			int rc = 0;
 
 			run = same_kind(mask >> i, count - i, saved);
 			if (saved)
 				run = together(locations + i, run);
-			piece = clip(r, chunk, run, offset, end);
-			piece.saved = saved;
-			if (saved && locations[i] == COWSNAP_LOCATION_NONE) {
-				int rc = state_error(r->snapshot);
-
-				/* C5: a live snapshot never ends at NONE. */
-				return rc ? rc : -EIO;
-			}
+			piece = clip(r, chunk, run, r->next, r->end);
 			if (saved)
-				piece.location = (locations[i] << r->shift) +
-						 (piece.offset - (chunk << r->shift));
+				rc = locate(r, &piece, chunk, locations[i]);
+			if (rc)
+				return rc;
 			if (!add_piece(r, &piece))
 				return 0;
 		}
@@ -162,102 +168,194 @@ static int resolve(struct reader *r, uint64_t offset, uint64_t end)
 	return 0;
 }
 
-static int read_piece(const struct reader *r, const struct piece *piece)
-{
-	struct cs_chain *chain = r->snapshot->chain;
-	char *to = r->buffer + (piece->offset - r->offset);
+/* ---- Reading --------------------------------------------------------------------------------- */
 
-	if (piece->saved)
-		return cs_dev_read(chain->store->device, to, piece->location, piece->length);
-	return cs_dev_read(chain->device, to, piece->offset, piece->length);
+static void note_error(struct cs_read *r, int error)
+{
+	if (error && !r->error)
+		r->error = error;
 }
 
-/* The second look at a piece that was read from the origin. */
-static int recheck(struct reader *r, const struct piece *piece)
+static void piece_done(struct cowsnap_io *io, int error)
+{
+	struct cs_read *r = io->user;
+
+	note_error(r, error);
+	if (!--r->open)
+		r->op->task.run(&r->op->task);
+}
+
+static void start(struct cs_read *r, const struct cs_read_piece *piece)
+{
+	struct cs_chain *chain = r->snapshot->chain;
+	struct cowsnap_device *device = piece->saved ? chain->store->device : chain->device;
+	uint64_t from = piece->saved ? piece->location : piece->offset;
+	char *to = r->buffer + (piece->offset - r->offset);
+	struct cowsnap_io *io;
+	int error;
+
+	if (!r->queue) {
+		note_error(r, cs_dev_read(device, to, from, piece->length));
+		return;
+	}
+	io = &r->io[r->started++];
+	io->kind = COWSNAP_IO_READ;
+	io->buffer = to;
+	io->offset = from;
+	io->length = piece->length;
+	io->done = piece_done;
+	io->user = r;
+	r->open++;
+	if (cs_dev_start(device, r->queue, io, &error)) {
+		r->open--;
+		note_error(r, error);
+	}
+}
+
+/* Goes on with @step when all that was started has ended. */
+static enum cs_step join(struct cs_read *r, enum cs_step (*step)(struct cs_read *r))
+{
+	r->step = step;
+	return r->open ? CS_PARK : CS_GO_ON;
+}
+
+static enum cs_step end(struct cs_read *r, int rc)
+{
+	int state = state_error(r->snapshot);
+
+	cs_gate_leave(&r->snapshot->chain->store->upper->reads, &r->pass);
+	r->error = state ? state : rc;
+	return CS_DONE;
+}
+
+/* Starts to read again what was saved of a piece since it was read from the origin, from r->chunk
+ * on. Returns: false if there are no more requests: go on from r->chunk. */
+static bool reread_piece(struct cs_read *r, const struct cs_read_piece *piece)
 {
 	uint64_t locations[LEAF_CHUNKS], end = piece->offset + piece->length;
 	uint64_t last = (end - 1) >> r->shift;
 
-	for (uint64_t chunk = piece->offset >> r->shift; chunk <= last;) {
-		unsigned count = window_count(chunk, last);
-		uint64_t mask = cs_snapshot_window(r->snapshot, chunk, count, locations);
+	if (r->chunk < piece->offset >> r->shift)
+		r->chunk = piece->offset >> r->shift;
+	while (r->chunk <= last) {
+		unsigned count = window_count(r->chunk, last), i, run;
+		uint64_t mask = cs_snapshot_window(r->snapshot, r->chunk, count, locations);
+		struct cs_read_piece saved;
 
-		for (; mask; mask &= mask - 1) {
-			unsigned i = (unsigned)__builtin_ctzll(mask);
-			struct piece saved = clip(r, chunk + i, 1, piece->offset, end);
-			int rc;
-
-			if (locations[i] == COWSNAP_LOCATION_NONE)
-				return state_error(r->snapshot) ? state_error(r->snapshot) : -EIO;
-			saved.saved = true;
-			saved.location = (locations[i] << r->shift) +
-					 (saved.offset - ((chunk + i) << r->shift));
-			rc = read_piece(r, &saved);
-			if (rc)
-				return rc;
-			cs_stats_add(r->snapshot->chain->stats, CS_STAT_REREAD_CHUNKS, 1);
+		if (!mask) {
+			r->chunk += count;
+			continue;
 		}
-		chunk += count;
+		if (r->started == CS_READ_IOS)
+			return false;
+		i = (unsigned)__builtin_ctzll(mask);
+		run = together(locations + i, same_kind(mask >> i, count - i, true));
+		saved = clip(r, r->chunk + i, run, piece->offset, end);
+		note_error(r, locate(r, &saved, r->chunk + i, locations[i]));
+		if (!r->error)
+			start(r, &saved);
+		if (r->error)
+			return true;
+		cs_stats_add(r->snapshot->chain->stats, CS_STAT_REREAD_CHUNKS, run);
+		r->chunk += i + run;
 	}
-	return 0;
+	return true;
 }
 
-/* Reads what resolve() planned. */
-static int read_pieces(struct reader *r)
-{
-	int rc = 0;
+static enum cs_step resolve_more(struct cs_read *r);
 
-	for (size_t i = 0; i < r->count && !rc; i++)
-		rc = read_piece(r, &r->piece[i]);
+static enum cs_step reread(struct cs_read *r)
+{
+	const struct cs_read_piece *last = &r->piece[r->count - 1];
+
+	r->started = 0;
+	for (; r->looked < r->count && !r->error; r->looked++) {
+		const struct cs_read_piece *piece = &r->piece[r->looked];
+
+		if (!piece->saved && !reread_piece(r, piece))
+			return join(r, reread);
+	}
+	r->next = last->offset + last->length;
+	return join(r, resolve_more);
+}
+
+static enum cs_step look_again(struct cs_read *r)
+{
+	r->looked = 0;
+	r->chunk = 0;
 	/* The data first, then the maps; pairs with the publication in settle. */
 	cs_full_fence();
-	for (size_t i = 0; i < r->count && !rc; i++) {
-		if (!r->piece[i].saved)
-			rc = recheck(r, &r->piece[i]);
-	}
-	return rc;
+	return r->error ? end(r, r->error) : reread(r);
 }
 
-static int read_all(struct reader *r, uint64_t length)
+static enum cs_step resolve_more(struct cs_read *r)
 {
-	uint64_t offset = r->offset, end = r->offset + length;
+	int rc = r->error;
 
-	while (offset < end) {
-		const struct piece *last;
-		int rc = resolve(r, offset, end);
+	if (rc || r->next == r->end)
+		return end(r, rc);
+	if (r->op && r->op->cancelled)
+		return end(r, -ECANCELED);
+	rc = resolve(r);
+	if (rc)
+		return end(r, rc);
+	r->started = 0;
+	for (size_t i = 0; i < r->count && !r->error; i++)
+		start(r, &r->piece[i]);
+	return join(r, look_again);
+}
 
-		if (!rc)
-			rc = read_pieces(r);
-		if (rc)
-			return rc;
-		last = &r->piece[r->count - 1];
-		offset = last->offset + last->length;
-	}
-	return 0;
+/* ---- The calls ------------------------------------------------------------------------------- */
+
+int cs_read_check(const struct cowsnap_snapshot *snapshot, uint64_t offset, uint64_t length)
+{
+	int rc = state_error(snapshot);
+
+	return rc ? rc : cs_range_check(offset, length, snapshot->size_bytes);
+}
+
+void cs_read_begin(struct cs_read *r, struct cowsnap_snapshot *snapshot, struct cs_op *op,
+	void *buffer, uint64_t offset, uint64_t length)
+{
+	struct cs_chain *chain = snapshot->chain;
+
+	r->snapshot = snapshot;
+	r->op = op;
+	r->queue = op && !op->task.queue->blocking ? op->task.queue : NULL;
+	r->step = resolve_more;
+	r->buffer = buffer;
+	r->offset = offset;
+	r->end = offset + length;
+	r->next = offset;
+	r->shift = chain->store->chunk_shift;
+	r->started = 0;
+	r->open = 0;
+	r->error = 0;
+	cs_stats_add(chain->stats, CS_STAT_SNAPSHOT_READS, 1);
+	cs_gate_enter(&chain->store->upper->reads, &r->pass);
+}
+
+enum cs_step cs_read_run(struct cs_read *r)
+{
+	enum cs_step step;
+
+	do
+		step = r->step(r);
+	while (step == CS_GO_ON);
+	return step;
 }
 
 int cs_snapshot_read(
 	struct cowsnap_snapshot *snapshot, void *buffer, uint64_t offset, uint64_t length)
 {
-	struct cs_chain *chain = snapshot->chain;
-	struct reader reader;
-	struct cs_gate_pass pass;
-	int rc = state_error(snapshot), state;
+	struct cs_read read;
+	int rc = cs_read_check(snapshot, offset, length);
 
-	if (!rc)
-		rc = cs_range_check(offset, length, snapshot->size_bytes);
 	if (rc)
 		return rc;
-	reader.snapshot = snapshot;
-	reader.shift = chain->store->chunk_shift;
-	reader.offset = offset;
-	reader.buffer = buffer;
-	cs_stats_add(chain->stats, CS_STAT_SNAPSHOT_READS, 1);
-	cs_gate_enter(&chain->store->upper->reads, &pass);
-	rc = read_all(&reader, length);
-	state = state_error(snapshot);
-	cs_gate_leave(&chain->store->upper->reads, &pass);
-	return state ? state : rc;
+	cs_read_begin(&read, snapshot, NULL, buffer, offset, length);
+	cs_read_run(&read);
+	return read.error;
 }
 
 int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint64_t limit,

@@ -7,61 +7,103 @@
 #include <cowsnap.h>
 
 #include "alloc.h"
+#include "cpu.h"
+
+#define STRIPES_MAX 32u
 
 struct cs_stats *cs_stats_create(const struct cowsnap_allocator *alloc)
 {
-	return cs_alloc_zeroed(alloc, sizeof(struct cs_stats));
+	struct cs_stats *stats = cs_alloc_zeroed(alloc, sizeof(*stats));
+
+	if (stats)
+		stats->stripe_mask = cs_cpu_stripes(STRIPES_MAX) - 1;
+	return stats;
 }
 
-static struct cs_hist *get_hist(const struct cs_stats *stats)
+static struct cs_stats_stripe *get_stripes(const struct cs_stats *stats)
 {
-	/* Acquire: its zeroes; pairs with make_hist. */
-	return atomic_load_explicit(&stats->copy_ns, memory_order_acquire);
+	/* Acquire: their zeroes; pairs with make_stripes. */
+	return atomic_load_explicit(&stats->stripes, memory_order_acquire);
+}
+
+static size_t stripe_bytes(const struct cs_stats *stats)
+{
+	return (stats->stripe_mask + 1) * sizeof(struct cs_stats_stripe);
 }
 
 void cs_stats_destroy(const struct cowsnap_allocator *alloc, struct cs_stats *stats)
 {
 	if (!stats)
 		return;
-	cs_free(alloc, get_hist(stats), sizeof(struct cs_hist));
+	cs_free(alloc, get_stripes(stats), stripe_bytes(stats));
 	cs_free(alloc, stats, sizeof(*stats));
 }
 
-static struct cs_hist *make_hist(const struct cowsnap_allocator *alloc, struct cs_stats *stats)
+static void init_stripe(struct cs_stats_stripe *stripe)
 {
-	struct cs_hist *made = cs_alloc(alloc, sizeof(*made)), *others = NULL;
+	for (size_t i = 0; i < CS_STATS; i++)
+		atomic_init(&stripe->count[i], 0);
+	cs_hist_init(&stripe->copy_ns);
+}
+
+static struct cs_stats_stripe *make_stripes(
+	const struct cowsnap_allocator *alloc, struct cs_stats *stats)
+{
+	struct cs_stats_stripe *others = NULL;
+	struct cs_stats_stripe *made = cs_alloc_aligned(alloc, stripe_bytes(stats), CS_CACHE_BYTES);
 
 	if (!made)
 		return NULL;
-	cs_hist_init(made);
-	/* Release: pairs with get_hist. */
+	for (uint32_t i = 0; i <= stats->stripe_mask; i++)
+		init_stripe(&made[i]);
+	/* Release: pairs with get_stripes. */
 	if (atomic_compare_exchange_strong_explicit(
-		    &stats->copy_ns, &others, made, memory_order_acq_rel, memory_order_acquire))
+		    &stats->stripes, &others, made, memory_order_acq_rel, memory_order_acquire))
 		return made;
-	cs_free(alloc, made, sizeof(*made));
+	cs_free(alloc, made, stripe_bytes(stats));
 	return others;
+}
+
+static struct cs_stats_stripe *mine(const struct cs_stats *stats, struct cs_stats_stripe *stripes)
+{
+	return &stripes[cs_cpu_current() & stats->stripe_mask];
+}
+
+void cs_stats_add(struct cs_stats *stats, enum cs_stat which, uint64_t n)
+{
+	struct cs_stats_stripe *stripes = get_stripes(stats);
+	_Atomic uint64_t *count = stripes ? mine(stats, stripes)->count : stats->count;
+
+	atomic_fetch_add_explicit(&count[which], n, memory_order_relaxed);
 }
 
 void cs_stats_copy(
 	const struct cowsnap_allocator *alloc, struct cs_stats *stats, uint64_t duration_ns)
 {
-	struct cs_hist *hist = get_hist(stats);
+	struct cs_stats_stripe *stripes = get_stripes(stats);
 
-	if (!hist)
-		hist = make_hist(alloc, stats);
-	if (hist)
-		cs_hist_record(hist, duration_ns);
+	if (!stripes)
+		stripes = make_stripes(alloc, stats);
+	if (stripes)
+		cs_hist_record(&mine(stats, stripes)->copy_ns, duration_ns);
+}
+
+static void add_counts(struct cs_stats_sum *sum, const _Atomic uint64_t *count)
+{
+	for (size_t i = 0; i < CS_STATS; i++)
+		sum->count[i] += atomic_load_explicit(&count[i], memory_order_relaxed);
 }
 
 void cs_stats_sum(struct cs_stats_sum *sum, const struct cs_stats *stats, uint64_t writes)
 {
-	const struct cs_hist *hist = get_hist(stats);
+	const struct cs_stats_stripe *stripes = get_stripes(stats);
 
 	sum->writes += writes;
-	for (size_t i = 0; i < CS_STATS; i++)
-		sum->count[i] += atomic_load_explicit(&stats->count[i], memory_order_relaxed);
-	if (hist)
-		cs_hist_add(&sum->copy_ns, hist);
+	add_counts(sum, stats->count);
+	for (uint32_t i = 0; stripes && i <= stats->stripe_mask; i++) {
+		add_counts(sum, stripes[i].count);
+		cs_hist_add(&sum->copy_ns, &stripes[i].copy_ns);
+	}
 }
 
 void cs_stats_report(const struct cs_stats_sum *sum, struct cowsnap_stats *out)

@@ -3,8 +3,13 @@
  * Counters of one origin. Everything here is counted off the fast path only: brackets come from
  * the gate, fast ones are what is left.
  *
+ * With the first copy they are split by CPU, so that threads that copy side by side share no
+ * written cache line. Until then they are in one place: an origin without copies stays small, and a
+ * take of many does not walk over them.
+ *
  * Invariants: counters only rise. Locking: none; each is read at a moment of its own.
- * Failure: without memory for the histogram, copies are not timed.
+ * Failure: without memory for the stripes all go on counting in one place, and copies are not
+ * timed.
  */
 #ifndef CS_STATS_H
 #define CS_STATS_H
@@ -13,6 +18,7 @@
 #include <stdatomic.h>
 
 #include "hist.h"
+#include "sync.h"
 
 enum cs_stat {
 	CS_STAT_SLOW_WRITES,
@@ -30,11 +36,15 @@ enum cs_stat {
 	CS_STATS,
 };
 
+struct cs_stats_stripe {
+	_Alignas(CS_CACHE_BYTES) _Atomic uint64_t count[CS_STATS];
+	struct cs_hist copy_ns;
+};
+
 struct cs_stats {
-	_Atomic uint64_t count[CS_STATS];
-	/* Comes with the first copy: it is far larger than all else that an origin needs, and a
-	 * take of many origins should not walk over it. */
-	_Atomic(struct cs_hist *) copy_ns;
+	_Atomic uint64_t count[CS_STATS]; /* of before the stripes */
+	_Atomic(struct cs_stats_stripe *) stripes;
+	uint32_t stripe_mask;
 };
 
 /* Of one or many origins, for one reader. */
@@ -46,16 +56,13 @@ struct cs_stats_sum {
 
 struct cs_stats *cs_stats_create(const struct cowsnap_allocator *alloc);
 void cs_stats_destroy(const struct cowsnap_allocator *alloc, struct cs_stats *stats);
-/* Without memory for the histogram the duration is not counted. */
+/* Also splits the counters, if that was not done yet. */
 void cs_stats_copy(
 	const struct cowsnap_allocator *alloc, struct cs_stats *stats, uint64_t duration_ns);
 /* Adds an origin that has begun @writes brackets. @sum starts as zeroes. */
 void cs_stats_sum(struct cs_stats_sum *sum, const struct cs_stats *stats, uint64_t writes);
 void cs_stats_report(const struct cs_stats_sum *sum, struct cowsnap_stats *out);
 
-static inline void cs_stats_add(struct cs_stats *stats, enum cs_stat which, uint64_t n)
-{
-	atomic_fetch_add_explicit(&stats->count[which], n, memory_order_relaxed);
-}
+void cs_stats_add(struct cs_stats *stats, enum cs_stat which, uint64_t n);
 
 #endif

@@ -6,7 +6,7 @@
  *
  * Invariants:
  *  S1 space_epoch rises after every change that may have made space: a free, a new limit.
- *  S2 A thread that waits has raised space_waiters before it looks at space_epoch; one that makes
+ *  S2 Who waits has raised space_waiters before he looks at space_epoch; one that makes
  *     space raises space_epoch before it looks at space_waiters. Both are sequentially consistent,
  *     so one of the two sees the other and no wake-up is lost.
  *  S3 low_water_told is set by the allocation that crosses the mark, and by no other until space
@@ -21,6 +21,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 #include "alloc.h"
 
@@ -80,9 +81,10 @@ int cs_store_create(const struct cs_base *base, const struct cowsnap_store_ops *
 		rc = check_options(base, &ops, &options);
 	if (rc)
 		return rc;
-	store = cs_alloc_zeroed(base->alloc, sizeof(*store));
+	store = cs_alloc_aligned(base->alloc, sizeof(*store), CS_CACHE_BYTES);
 	if (!store)
 		return -ENOMEM;
+	memset(store, 0, sizeof(*store));
 	rc = cs_dev_claim(options.device, CS_DEV_STORE);
 	if (rc) {
 		cs_log(base, COWSNAP_LOG_ERROR, "store: device '%s' is an origin or a store",
@@ -99,7 +101,6 @@ int cs_store_create(const struct cs_base *base, const struct cowsnap_store_ops *
 	store->device = options.device;
 	store->low_water_bytes = options.low_water_bytes;
 	cs_mutex_init(&store->space_lock);
-	cs_cond_init(&store->space_freed);
 	*out = store;
 	return 0;
 }
@@ -112,7 +113,6 @@ void cs_store_fini(struct cowsnap_store *store)
 	if (store->ops.close)
 		store->ops.close(store->user);
 	store->device = NULL; /* the table may have freed it */
-	cs_cond_fini(&store->space_freed);
 	cs_mutex_fini(&store->space_lock);
 }
 
@@ -126,10 +126,20 @@ void cs_store_destroy(struct cowsnap_store *store)
 
 /* ---- Space ---------------------------------------------------------------------------------- */
 
-void cs_store_space(const struct cowsnap_store *store, struct cowsnap_store_space *space)
+static void table_space(const struct cowsnap_store *store, struct cowsnap_store_space *space)
 {
 	*space = (struct cowsnap_store_space){0};
 	store->ops.space(store->user, space);
+}
+
+void cs_store_space(const struct cowsnap_store *store, struct cowsnap_store_space *space)
+{
+	/* What is given out between the two looks is taken for spare still: too little, for a
+	 * moment. */
+	uint64_t spare = store->spare ? store->spare(store->user) : 0;
+
+	table_space(store, space);
+	space->used_chunks -= spare < space->used_chunks ? spare : space->used_chunks;
 }
 
 static bool below_mark(const struct cowsnap_store *store, const struct cowsnap_store_space *space)
@@ -178,6 +188,18 @@ static bool run_sane(
 	return false;
 }
 
+/* Is it below the mark, and nobody has told of that yet? */
+static bool tells_low_water(struct cowsnap_store *store)
+{
+	struct cowsnap_store_space space;
+
+	if (atomic_load_explicit(&store->low_water_told, memory_order_relaxed))
+		return false;
+	cs_store_space(store, &space);
+	return below_mark(store, &space) &&
+	       !atomic_exchange_explicit(&store->low_water_told, true, memory_order_relaxed);
+}
+
 int cs_store_alloc(struct cowsnap_store *store, uint64_t want, uint64_t *location, uint64_t *count,
 	bool *low_water)
 {
@@ -192,24 +214,26 @@ int cs_store_alloc(struct cowsnap_store *store, uint64_t want, uint64_t *locatio
 		rc = -EIO;
 	if (rc)
 		return rc;
-	cs_store_space(store, &space);
-	note_high_water(store, space.used_chunks);
-	if (cs_unlikely(below_mark(store, &space)) &&
-		!atomic_load_explicit(&store->low_water_told, memory_order_relaxed))
-		*low_water = !atomic_exchange_explicit(
-			&store->low_water_told, true, memory_order_relaxed);
+	/* With what is set aside: to look at that costs more, and is done where it matters. */
+	table_space(store, &space);
+	if (cs_unlikely(below_mark(store, &space)))
+		*low_water = tells_low_water(store);
 	return 0;
 }
 
 void cs_store_wake(struct cowsnap_store *store)
 {
-	/* seq_cst: S2; pairs with cs_store_wait_space. */
+	struct cs_waiter *waiters;
+
+	/* seq_cst: S2; pairs with cs_store_await_space. */
 	atomic_fetch_add_explicit(&store->space_epoch, 1, memory_order_seq_cst);
 	if (!atomic_load_explicit(&store->space_waiters, memory_order_seq_cst))
 		return;
 	cs_mutex_lock(&store->space_lock);
-	cs_cond_broadcast(&store->space_freed);
+	waiters = cs_waitlist_take(&store->space_list);
+	atomic_store_explicit(&store->space_waiters, 0, memory_order_relaxed);
 	cs_mutex_unlock(&store->space_lock);
+	cs_waiters_wake(waiters);
 }
 
 static void made_space(struct cowsnap_store *store)
@@ -226,6 +250,8 @@ static void made_space(struct cowsnap_store *store)
 
 void cs_store_free(struct cowsnap_store *store, uint64_t location, uint64_t count)
 {
+	/* It is at its highest just before something is given back. */
+	cs_store_high_water(store);
 	store->ops.free(store->user, location, count);
 	made_space(store);
 }
@@ -237,24 +263,33 @@ uint64_t cs_store_space_epoch(const struct cowsnap_store *store)
 	return atomic_load_explicit(&store->space_epoch, memory_order_acquire);
 }
 
-bool cs_store_wait_space(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns)
+bool cs_store_await_space(
+	struct cowsnap_store *store, uint64_t seen_epoch, struct cs_waiter *waiter)
 {
-	bool in_time = true, changed;
+	bool changed;
 
 	cs_mutex_lock(&store->space_lock);
 	/* seq_cst: S2; pairs with cs_store_wake. */
 	atomic_fetch_add_explicit(&store->space_waiters, 1, memory_order_seq_cst);
-	for (;;) {
-		/* seq_cst: S2; pairs with cs_store_wake. */
-		changed = atomic_load_explicit(&store->space_epoch, memory_order_seq_cst) !=
-			  seen_epoch;
-		if (changed || !in_time)
-			break;
-		in_time = cs_cond_wait_until(&store->space_freed, &store->space_lock, deadline_ns);
-	}
-	atomic_fetch_sub_explicit(&store->space_waiters, 1, memory_order_relaxed);
+	changed = atomic_load_explicit(&store->space_epoch, memory_order_seq_cst) != seen_epoch;
+	if (changed)
+		atomic_fetch_sub_explicit(&store->space_waiters, 1, memory_order_relaxed);
+	else
+		cs_waitlist_add(&store->space_list, waiter);
 	cs_mutex_unlock(&store->space_lock);
-	return changed;
+	return !changed;
+}
+
+bool cs_store_forsake_space(struct cowsnap_store *store, struct cs_waiter *waiter)
+{
+	bool waited;
+
+	cs_mutex_lock(&store->space_lock);
+	waited = cs_waitlist_remove(&store->space_list, waiter);
+	if (waited)
+		atomic_fetch_sub_explicit(&store->space_waiters, 1, memory_order_relaxed);
+	cs_mutex_unlock(&store->space_lock);
+	return waited;
 }
 
 int cs_store_set_limit(struct cowsnap_store *store, uint64_t limit_bytes)
@@ -274,17 +309,39 @@ int cs_store_set_limit(struct cowsnap_store *store, uint64_t limit_bytes)
 
 void cs_store_emptied(struct cowsnap_store *store)
 {
+	cs_store_high_water(store);
 	if (store->ops.emptied)
 		store->ops.emptied(store->user);
 }
 
+static int change(struct cowsnap_store *store, int (*call)(void *user))
+{
+	int rc;
+
+	if (!call)
+		return 0;
+	rc = cs_store_hold_waiting(store);
+	if (rc)
+		return rc;
+	rc = call(store->user);
+	cs_store_unhold(store);
+	return rc;
+}
+
 int cs_store_begin(struct cowsnap_store *store)
 {
-	return store->ops.begin ? store->ops.begin(store->user) : 0;
+	return change(store, store->ops.begin);
 }
 
 int cs_store_drop(struct cowsnap_store *store)
 {
+	cs_store_high_water(store);
+	return change(store, store->ops.drop);
+}
+
+int cs_store_drop_held(struct cowsnap_store *store)
+{
+	cs_store_high_water(store);
 	return store->ops.drop ? store->ops.drop(store->user) : 0;
 }
 
@@ -309,14 +366,20 @@ static void commit_done(struct cowsnap_commit *commit, int error)
 	cs_event_set(&w->finished);
 }
 
+void cs_store_start_commit(struct cowsnap_store *store, struct cowsnap_commit *commit)
+{
+	if (!cs_store_records(store) || !commit->count)
+		commit->done(commit, 0);
+	else
+		store->ops.commit(store->user, commit);
+}
+
 int cs_store_commit(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count)
 {
 	struct waiting_commit w = {.commit = {.runs = runs, .count = count, .done = commit_done}};
 
-	if (!store->ops.commit || !count)
-		return 0;
 	cs_event_init(&w.finished);
-	store->ops.commit(store->user, &w.commit);
+	cs_store_start_commit(store, &w.commit);
 	cs_event_wait(&w.finished);
 	return w.error;
 }

@@ -13,7 +13,7 @@
 #include "dev.h"
 #include "handle.h"
 #include "obs.h"
-#include "sync.h"
+#include "task.h"
 
 struct cs_store_upper; /* what the levels above keep with a store */
 
@@ -22,19 +22,28 @@ struct cowsnap_store {
 	const struct cs_base *base;
 	struct cowsnap_store_ops ops;
 	void *user;
+	/* Of the chunks that the table says are used, how many are not: set aside for a CPU. NULL:
+	 * none. */
+	uint64_t (*spare)(void *user);
 	uint32_t flags;
 	uint32_t chunk_shift; /* log2 of the chunk size in bytes */
 	struct cowsnap_device *device;
 	uint64_t low_water_bytes;
 	struct cs_store_upper *upper; /* NULL until the levels above set it; theirs */
 
-	_Atomic uint64_t high_water_chunks;
+	/* Written now and then by those who save; what is above is only read. */
+	_Alignas(CS_CACHE_BYTES) _Atomic uint64_t high_water_chunks;
 	atomic_bool low_water_told;
 
 	_Atomic uint64_t space_epoch;   /* counts the moments at which there may be new space */
-	_Atomic uint32_t space_waiters; /* threads in cs_store_wait_space() */
+	_Atomic uint32_t space_waiters; /* in the list */
 	struct cs_mutex space_lock;
-	struct cs_cond space_freed;
+	struct cs_waitlist space_list; /* under space_lock */
+
+	/* Of a store with a header on its device; else NULL. See cs_store_hold(). */
+	bool (*hold)(void *user, struct cs_waiter *waiter);
+	int (*hold_waiting)(void *user);
+	void (*unhold)(void *user);
 };
 
 /* Each makes an open store whose handle.bytes is set and claims its device. Errors as the public
@@ -75,23 +84,58 @@ int cs_store_alloc(struct cowsnap_store *store, uint64_t want, uint64_t *locatio
 void cs_store_free(struct cowsnap_store *store, uint64_t location, uint64_t count);
 
 /*
- * Waiting for space: read the epoch, try to get space, wait with that epoch. A change between the
- * reading and the wait ends the wait at once, so none is missed. Returns false when @deadline_ns
- * (of CLOCK_MONOTONIC, UINT64_MAX: never) has passed without a change.
+ * Waiting for space: read the epoch, try to get space, wait with that epoch. @waiter is woken,
+ * once, when it has changed. Returns: false if it has already: there is nothing to wait for.
  */
 uint64_t cs_store_space_epoch(const struct cowsnap_store *store);
-bool cs_store_wait_space(struct cowsnap_store *store, uint64_t seen_epoch, uint64_t deadline_ns);
+bool cs_store_await_space(
+	struct cowsnap_store *store, uint64_t seen_epoch, struct cs_waiter *waiter);
+/* Waits no longer. Returns: false if the wake has come or is on its way. */
+bool cs_store_forsake_space(struct cowsnap_store *store, struct cs_waiter *waiter);
 /* Makes every waiter look again. */
 void cs_store_wake(struct cowsnap_store *store);
 
+/* Does it record what is saved in it? */
+static inline bool cs_store_records(const struct cowsnap_store *store)
+{
+	return store->ops.commit != NULL;
+}
+/* Starts a commit whose runs, count, done and queue are set; done is called once, inside or later,
+ * on any thread. */
+void cs_store_start_commit(struct cowsnap_store *store, struct cowsnap_commit *commit);
 /* Waits until the table has said that it is done. @runs may be on the stack. */
 int cs_store_commit(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count);
 void cs_store_space(const struct cowsnap_store *store, struct cowsnap_store_space *space);
 uint64_t cs_store_high_water(struct cowsnap_store *store); /* chunks */
-/* A snapshot begins, becomes invalid, ends: made durable by a store that outlives the process. */
+/*
+ * To change what a store's device says of its snapshot one must hold it. Returns: false: @waiter is
+ * woken when it may be free: ask again. Nobody keeps it while he is parked, but for a queue that
+ * has a flush under way: that goes on only when the queue is polled, and its thread must not wait
+ * here.
+ */
+static inline bool cs_store_hold(struct cowsnap_store *store, struct cs_waiter *waiter)
+{
+	return !store->hold || store->hold(store->user, waiter);
+}
+
+static inline void cs_store_unhold(struct cowsnap_store *store)
+{
+	if (store->unhold)
+		store->unhold(store->user);
+}
+
+/* For a thread that may sleep. Returns: 0; -EDEADLK (it would wait for a queue that it polls). */
+static inline int cs_store_hold_waiting(struct cowsnap_store *store)
+{
+	return store->hold_waiting ? store->hold_waiting(store->user) : 0;
+}
+
+/* A snapshot begins, becomes invalid, ends: made durable by a store that outlives the process. The
+ * first and the last wait until they hold the store; to invalidate the caller must hold it. */
 int cs_store_begin(struct cowsnap_store *store);
 int cs_store_invalidate(struct cowsnap_store *store, int reason);
 int cs_store_drop(struct cowsnap_store *store);
+int cs_store_drop_held(struct cowsnap_store *store); /* for a caller that holds it */
 static inline bool cs_store_persistent(const struct cowsnap_store *store)
 {
 	return store->ops.drop != NULL;

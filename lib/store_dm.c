@@ -2,6 +2,11 @@
  *
  * The persistent store: its space, its header, and its life from create or open to close. See
  * store_dm.h for the whole.
+ *
+ * Who changes the header and needs a flush for it holds the device: begin, invalidate and drop are
+ * called so (hold in store.h), because whoever calls them may be an event loop, which must not wait
+ * in them for a flush that it has under way itself. Where the device writes through, a header needs
+ * no flush, and nobody waits.
  */
 #include "store_dm.h"
 
@@ -17,7 +22,6 @@
 #define FIRST_DATA         2u /* chunk: behind the header and area 0 */
 #define CHUNKS_MIN         3u /* with these there is room for one record */
 #define MAGIC_BYTES        4u
-#define FLUSH_OF_NO_GROUP  0u
 
 /* ---- Space ---------------------------------------------------------------------------------- */
 
@@ -166,7 +170,7 @@ static int write_header(struct cs_dm *dm, enum cs_dm_header state, uint64_t gene
 	if (cs_dev_writes_through(dm->device))
 		return cs_dev_write_durable(dm->device, dm->header_block, 0, dm->block_bytes);
 	rc = cs_dev_write(dm->device, dm->header_block, 0, dm->block_bytes);
-	return rc ? rc : cs_dm_flush(dm, FLUSH_OF_NO_GROUP);
+	return rc ? rc : cs_dm_flush(dm);
 }
 
 /* What fails may have come to the device all the same. Then it is put back: the host is told that
@@ -192,7 +196,7 @@ static int begin_list(struct cs_dm *dm) CS_REQUIRES(dm->header_lock)
 	int rc = cs_dev_write_zeroes(dm->device, chunk, chunk);
 
 	if (!rc)
-		rc = cs_dm_flush(dm, FLUSH_OF_NO_GROUP);
+		rc = cs_dm_flush(dm);
 	if (!rc)
 		rc = cs_dm_commit_open(dm, 0, NULL);
 	if (rc)
@@ -208,8 +212,12 @@ static int begin_list(struct cs_dm *dm) CS_REQUIRES(dm->header_lock)
 static int dm_begin(void *user)
 {
 	struct cs_dm *dm = user;
-	int rc = 0;
+	/* Else the caller has it. */
+	bool hold = cs_dev_writes_through(dm->device);
+	int rc = hold ? cs_dm_hold_waiting(dm) : 0;
 
+	if (rc)
+		return rc;
 	cs_mutex_lock(&dm->header_lock);
 	if (dm->header != CS_DM_NONE) {
 		cs_log(dm->base, COWSNAP_LOG_ERROR,
@@ -221,6 +229,8 @@ static int dm_begin(void *user)
 		rc = begin_list(dm);
 	}
 	cs_mutex_unlock(&dm->header_lock);
+	if (hold)
+		cs_dm_unhold(dm);
 	return rc;
 }
 
@@ -249,6 +259,28 @@ static int dm_drop(void *user)
 	 * header a record does no harm. */
 	cs_mutex_unlock(&dm->header_lock);
 	return rc;
+}
+
+static bool dm_hold(void *user, struct cs_waiter *waiter)
+{
+	struct cs_dm *dm = user;
+
+	return cs_dev_writes_through(dm->device) || cs_dm_hold(dm, waiter);
+}
+
+static int dm_hold_waiting(void *user)
+{
+	struct cs_dm *dm = user;
+
+	return cs_dev_writes_through(dm->device) ? 0 : cs_dm_hold_waiting(dm);
+}
+
+static void dm_unhold(void *user)
+{
+	struct cs_dm *dm = user;
+
+	if (!cs_dev_writes_through(dm->device))
+		cs_dm_unhold(dm);
 }
 
 static int set_generation(struct cs_dm *dm, uint64_t generation)
@@ -365,9 +397,14 @@ static int make_store(const struct cs_base *base, const struct cowsnap_dm_option
 		return rc;
 	}
 	rc = cs_store_create(base, &dm_ops, &generic, dm, store);
-	if (rc)
+	if (rc) {
 		dm_close(dm);
-	return rc;
+		return rc;
+	}
+	(*store)->hold = dm_hold;
+	(*store)->hold_waiting = dm_hold_waiting;
+	(*store)->unhold = dm_unhold;
+	return 0;
 }
 
 /* ---- Create --------------------------------------------------------------------------------- */
@@ -605,7 +642,14 @@ int cs_store_dm_attach(struct cowsnap_store *store, const struct cowsnap_device 
 
 int cs_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation)
 {
+	int rc;
+
 	if (store->ops.commit != cs_dm_commit)
 		return -EINVAL;
-	return set_generation(store->user, generation);
+	rc = cs_store_hold_waiting(store);
+	if (rc)
+		return rc;
+	rc = set_generation(store->user, generation);
+	cs_store_unhold(store);
+	return rc;
 }

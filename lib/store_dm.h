@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * The persistent store: dm-snapshot's format (format_dm.h, docs/design/dm-format.md) behind the
- * table of a store. store_dm.c has its space, its header and its life; store_dm_commit.c writes
- * records in groups; store_dm_load.c reads a device.
- *
- * The three have a lock and a state each, and none calls into another with its lock held.
+ * table of a store. store_dm.c has its space, its header and its life; store_dm_queue.c the queue
+ * of commits and who leads; store_dm_group.c writes a group of records, and has the flushes;
+ * store_dm_load.c reads a device.
  *
  * Invariants:
  *  D1 A chunk is given out once until it is freed, and freed only when no durable record names it,
@@ -18,12 +17,14 @@
  *  D5 Whoever is told that a commit is done has its data and its record durable. Whoever is told
  *     that it failed has no record on the device, or the store is broken and writes no more.
  *
- * Locking: space_lock, queue_lock, held one at a time and never over I/O. header_lock is held over
- * the I/O of the header, and flush_lock, perhaps under it, over a flush: a device says once that
- * its cache was lost, and not always to who wrote what is lost. So who flushes next must see that
- * the store is broken.
+ * Locking: space_lock, queue_lock, hold_lock, one at a time and never over I/O; header_lock over
+ * the I/O of the header, perhaps with hold_lock under it. Over a flush, and over a change of the
+ * header if that needs one, the device is *held* (cs_dm_hold), which is no lock: who cannot have it
+ * leaves a waiter. Nobody waits for it under a lock: a chain that holds it goes on only when its
+ * queue is polled. Why one flush at a time: a device says once that its cache was lost,
+ * and not always to who wrote what is lost, so who flushes next must see that the store is broken.
  *
- * Failure: see store_dm_commit.c for a failed group. A store is *broken* when it cannot know what
+ * Failure: see store_dm_group.c for a failed group. A store is *broken* when it cannot know what
  * its device holds: each alloc and commit fails from then on with the error that broke it, until
  * the snapshot is dropped and another begins.
  */
@@ -35,7 +36,9 @@
 #include "runs.h"
 #include "store.h"
 
-#define CS_DM_FLUSHES_TIMED 4u /* that are remembered */
+#define CS_DM_FLUSHES_TIMED  4u /* that are remembered */
+#define CS_DM_QUICK_FLUSH_NS UINT64_C(10000)
+#define CS_DM_GROUP_RECORDS  4096u /* at most */
 
 enum cs_dm_header {
 	CS_DM_NONE, /* no snapshot */
@@ -43,7 +46,40 @@ enum cs_dm_header {
 	CS_DM_INVALID,
 };
 
-struct cs_dm_waiting; /* a commit in the queue; see store_dm_commit.c */
+/* A commit in the queue: what its words hold. */
+struct cs_dm_waiting {
+	struct cowsnap_commit *commit;
+	struct cs_dm_waiting *next; /* in the queue; then among those to be woken */
+	uint64_t flushes_seen;      /* flushes_begun when it was queued */
+	uint64_t total;             /* records */
+	uint64_t left;              /* of these, not on the device yet */
+	size_t run;                 /* where those begin */
+	uint64_t in_run;
+	struct cs_event event; /* of a thread: it is finished, or leads */
+	bool leads;
+	bool finished;
+	int error;
+};
+_Static_assert(
+	sizeof(struct cs_dm_waiting) <= sizeof(((struct cowsnap_commit *)NULL)->words), "it fits");
+
+/* Records that are written together. */
+struct cs_dm_group {
+	uint64_t area;
+	uint64_t slot;
+	uint64_t records;
+	bool fills;       /* the area */
+	uint64_t flush;   /* number of the one before the records; 0: none */
+	uint64_t flushed; /* number of the last one that ended well; 0: none */
+	int error;
+};
+
+/* What is wiped of one that failed: @bytes from @offset on, but for the first @keep. */
+struct cs_dm_erase {
+	uint64_t offset;
+	uint64_t bytes;
+	uint64_t keep;
+};
 
 struct cs_dm {
 	const struct cs_base *base;
@@ -61,28 +97,46 @@ struct cs_dm {
 	_Atomic uint64_t used;             /* chunks; written under space_lock */
 	_Atomic uint64_t limit;            /* the same */
 
-	struct cs_mutex header_lock;
+	struct cs_mutex header_lock; /* held over the I/O of the header */
 	enum cs_dm_header header;
 	uint64_t generation;
 	uint8_t *header_block;
 
-	struct cs_mutex flush_lock; /* a flush is under way */
+	_Atomic uint32_t hold; /* store_dm_group.c */
+	struct cs_mutex hold_lock;
+	struct cs_waitlist hold_list; /* under hold_lock: who waits to hold the device */
+	/* The holder's alone. */
 	uint64_t flush_took_ns[CS_DM_FLUSHES_TIMED];
 	unsigned flushes_timed;
 
 	struct cs_mutex queue_lock;
-	struct cs_cond gathered; /* with queue_lock: as many wait as the leader waits for */
 	struct cs_dm_waiting *first, **last;
 	uint64_t queued;           /* commits in the queue */
 	uint64_t active;           /* that were under way when the last group ended */
 	bool open;                 /* there is, or was, a snapshot to record for */
 	bool leading;              /* somebody leads */
-	bool gathering;            /* and waits for others */
+	bool gathering;            /* and has parked to wait for others */
 	uint64_t flushes_begun;    /* the number of the newest flush */
 	uint64_t flushed;          /* that of the newest one that ended well */
 	_Atomic uint64_t flush_ns; /* how long one takes, about */
 
 	/* The leader's alone. */
+	_Atomic uintptr_t chain_thread; /* on which a chain ran last; 0: no chain leads */
+	struct cs_task task;            /* without a queue: a thread leads */
+	const struct cs_dm_waiting *me; /* of the thread; NULL: a chain leads */
+	enum cs_step (*step)(struct cs_dm *dm);
+	enum cs_step (*after)(struct cs_dm *dm); /* a flush, or zeroes */
+	struct cowsnap_io io;
+	int result; /* of the last request */
+	struct cs_dm_group group;
+	struct cs_dm_erase erase;
+	uint64_t zero_offset, zero_bytes; /* still to be written */
+	uint64_t flush;                   /* number */
+	uint64_t flush_began_ns;          /* 0: it is not timed */
+	uint64_t gather_seen;             /* queued when it last looked */
+	uint64_t gather_end_ns;
+	uint64_t group_began_ns;
+	unsigned extra_groups;
 	uint64_t end;    /* records on the device */
 	uint64_t acked;  /* of these, those whose commits are done */
 	uint8_t *blocks; /* room for a group; the first block is as on the device up to `end` */
@@ -111,7 +165,32 @@ static inline int cs_dm_broken(const struct cs_dm *dm)
 	return atomic_load_explicit(&dm->broken, memory_order_relaxed);
 }
 
-/* ---- store_dm_commit.c ---------------------------------------------------------------------- */
+/* Is it not worth while to sleep while somebody flushes? */
+static inline bool cs_dm_quick_flush(const struct cs_dm *dm)
+{
+	return atomic_load_explicit(&dm->flush_ns, memory_order_relaxed) < CS_DM_QUICK_FLUSH_NS;
+}
+
+/* ---- store_dm_group.c ----------------------------------------------------------------------- */
+
+int cs_dm_group_init(struct cs_dm *dm);
+void cs_dm_group_fini(struct cs_dm *dm);
+/* Nobody leads. */
+void cs_dm_group_open(struct cs_dm *dm, uint64_t end, const uint8_t *block);
+/* Writes dm->group, of what is at the head of the queue; then goes on with cs_dm_group_ended(). */
+enum cs_step cs_dm_group_write(struct cs_dm *dm);
+/* To hold the device. Returns: false: @waiter is woken when it may be free. */
+bool cs_dm_hold(struct cs_dm *dm, struct cs_waiter *waiter);
+/* For a thread that may sleep. Returns: 0; -EDEADLK (it would wait for a chain that it runs). */
+int cs_dm_hold_waiting(struct cs_dm *dm);
+void cs_dm_unhold(struct cs_dm *dm);
+/* Flushes the device, which the caller holds, and blocks; a failure breaks the store. What was
+ * written before a flush that failed may be lost though this one succeeds. */
+int cs_dm_flush(struct cs_dm *dm);
+/* Says in words that nothing is written any more. Returns: @error. */
+int cs_dm_break(struct cs_dm *dm, int error, const char *what);
+
+/* ---- store_dm_queue.c ----------------------------------------------------------------------- */
 
 int cs_dm_commit_init(struct cs_dm *dm);
 void cs_dm_commit_fini(struct cs_dm *dm);
@@ -123,11 +202,8 @@ int cs_dm_commit_open(struct cs_dm *dm, uint64_t end, const uint8_t *block);
 void cs_dm_commit_close(struct cs_dm *dm);
 /* The member of a store's table. */
 void cs_dm_commit(void *user, struct cowsnap_commit *commit);
-/* Flushes the device, as number @number; a failure breaks the store. What was written before a
- * flush that failed may be lost though this one succeeds. */
-int cs_dm_flush(struct cs_dm *dm, uint64_t number);
-/* Says in words that nothing is written any more. Returns: @error. */
-int cs_dm_break(struct cs_dm *dm, int error, const char *what);
+/* The leader's step after dm->group. */
+enum cs_step cs_dm_group_ended(struct cs_dm *dm);
 
 /* ---- store_dm_load.c ------------------------------------------------------------------------ */
 

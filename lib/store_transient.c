@@ -8,6 +8,11 @@
  * was last empty. Allocation takes freed runs first, then raises `fresh` by compare-and-exchange.
  * The limit is a number of chunks in use, not a place: chunks may lie anywhere below the capacity.
  *
+ * Threads that allocate side by side would all write the same few words. So each CPU has a *lease*:
+ * a run of chunks that were allocated for it together, and from which it gives out a few at a time.
+ * They count as used; how many of them are not given out is `spare`. There are leases only while
+ * space is plentiful, and whoever finds the store full takes back all that is left in them.
+ *
  * Memory of its own is address space as long as the machine's memory, or as the limit if that is
  * longer; the limit can be raised to that, and only what is in use costs anything. A device of the
  * host's is never discarded: it may have been allocated on purpose.
@@ -26,9 +31,13 @@
  *     lowers `placing` before it looks at `waiting`; all sequentially consistent, so that no
  *     wake-up is lost.
  *
- * Locking: `lock` guards the bitmap, its growth, and changes of the limit. It is held while freed
- * memory of our own is given back to the system (microseconds per MiB), never over I/O; an
- * allocation that finds it taken goes on with fresh chunks if there are any.
+ *  T5 What is left in a lease is in use by it, as T1 to T4 see it.
+ *
+ * Locking: each lease has a lock of its own, which nobody waits for but who finds the store full:
+ * who finds it taken allocates for himself. `lock` may be taken under it. `lock` guards the bitmap,
+ * its growth, and changes of the limit. It is held while freed memory of our own is given back to
+ * the system (microseconds per MiB), never over I/O; an allocation that finds it taken goes on with
+ * fresh chunks if there are any.
  *
  * Failure: without memory for the bitmap an allocation is -ENOMEM. A free of what is not in use is
  * logged and ignored.
@@ -41,6 +50,7 @@
 #include <unistd.h>
 
 #include "alloc.h"
+#include "cpu.h"
 #include "runs.h"
 
 #define CHUNK_SIZE_DEFAULT UINT64_C(4096)
@@ -49,6 +59,18 @@
  * fault pages in again costs more than to copy into them. */
 #define AREA_BYTES (UINT64_C(2) << 20)
 #define WARM_BYTES (UINT64_C(64) << 20)
+
+#define LEASE_BYTES (UINT64_C(256) << 10)
+#define LEASE_LEAST 8u /* chunks; with fewer it is not worth it */
+#define LEASES_MAX  64u
+/* No lease is begun when less than so many of all of them are free. */
+#define PLENTY      16u
+
+struct lease {
+	_Alignas(CS_CACHE_BYTES) struct cs_mutex lock;
+	uint64_t location;     /* under lock */
+	_Atomic uint64_t left; /* chunks; changes under lock */
+};
 
 struct transient {
 	const struct cs_base *base;
@@ -69,6 +91,10 @@ struct transient {
 	struct cs_cond settled; /* with lock: a thread is out of take_fresh(), and somebody waits */
 	struct cs_runs freed_runs; /* under lock */
 	uint64_t next;             /* chunk at which to look on; under lock */
+
+	uint64_t lease_chunks;
+	uint32_t lease_mask;
+	struct lease *leases; /* NULL: none */
 };
 
 /* Makes room for chunks below @end. */
@@ -92,7 +118,7 @@ static uint64_t count_in(struct transient *t, uint64_t want)
 	uint64_t used = atomic_load_explicit(&t->used, memory_order_relaxed);
 
 	for (;;) {
-		/* seq_cst: T1; pairs with transient_set_limit. */
+		/* seq_cst: T1; pairs with set_limit. */
 		uint64_t limit = atomic_load_explicit(&t->limit, memory_order_seq_cst);
 		uint64_t n;
 
@@ -102,7 +128,7 @@ static uint64_t count_in(struct transient *t, uint64_t want)
 		if (!atomic_compare_exchange_weak_explicit(
 			    &t->used, &used, used + n, memory_order_seq_cst, memory_order_relaxed))
 			continue;
-		/* seq_cst, with the exchange: T1; pairs with transient_set_limit. */
+		/* seq_cst, with the exchange: T1; pairs with set_limit. */
 		if (cs_likely(used + n <= atomic_load_explicit(&t->limit, memory_order_seq_cst)))
 			return n;
 		used = atomic_fetch_sub_explicit(&t->used, n, memory_order_relaxed) - n;
@@ -223,9 +249,8 @@ static void wait_settled(struct transient *t)
 	cs_mutex_unlock(&t->lock);
 }
 
-static int transient_alloc(void *user, uint64_t want, uint64_t *location, uint64_t *count)
+static int allocate(struct transient *t, uint64_t want, uint64_t *location, uint64_t *count)
 {
-	struct transient *t = user;
 	bool wait = false;
 
 	for (;;) {
@@ -242,6 +267,127 @@ static int transient_alloc(void *user, uint64_t want, uint64_t *location, uint64
 		wait_settled(t);
 		wait = true;
 	}
+}
+
+/* ---- Leases --------------------------------------------------------------------------------- */
+
+static void transient_free(void *user, uint64_t location, uint64_t count);
+
+static bool plentiful(const struct transient *t)
+{
+	uint64_t used = atomic_load_explicit(&t->used, memory_order_relaxed);
+	uint64_t limit = atomic_load_explicit(&t->limit, memory_order_relaxed);
+
+	return used < limit && limit - used > PLENTY * t->lease_chunks * (t->lease_mask + 1);
+}
+
+static void set_left(struct lease *lease, uint64_t left) CS_REQUIRES(lease->lock)
+{
+	atomic_store_explicit(&lease->left, left, memory_order_relaxed);
+}
+
+static uint64_t left_of(const struct lease *lease)
+{
+	return atomic_load_explicit(&lease->left, memory_order_relaxed);
+}
+
+/* Up to @want chunks of a lease, which is begun anew if there is nothing left in it. */
+static uint64_t take_leased(struct transient *t, struct lease *lease, uint64_t want,
+	uint64_t *location) CS_REQUIRES(lease->lock)
+{
+	uint64_t left = left_of(lease), n;
+
+	if (!left && (!plentiful(t) || allocate(t, t->lease_chunks, &lease->location, &left)))
+		return 0;
+	n = want < left ? want : left;
+	*location = lease->location;
+	lease->location += n;
+	set_left(lease, left - n);
+	return n;
+}
+
+/* Returns: how many chunks; 0: allocate for yourself. */
+static uint64_t from_lease(struct transient *t, uint64_t want, uint64_t *location)
+{
+	struct lease *lease;
+	uint64_t count;
+
+	if (!t->leases || want >= t->lease_chunks)
+		return 0;
+	lease = &t->leases[cs_cpu_current() & t->lease_mask];
+	if (!cs_mutex_trylock(&lease->lock))
+		return 0;
+	count = take_leased(t, lease, want, location);
+	cs_mutex_unlock(&lease->lock);
+	return count;
+}
+
+/* Takes back what is left in all of them. Returns: was there anything? */
+static bool end_leases(struct transient *t)
+{
+	bool any = false;
+
+	for (uint32_t i = 0; t->leases && i <= t->lease_mask; i++) {
+		struct lease *lease = &t->leases[i];
+		uint64_t left;
+
+		cs_mutex_lock(&lease->lock);
+		left = left_of(lease);
+		if (left)
+			transient_free(t, lease->location, left);
+		set_left(lease, 0);
+		cs_mutex_unlock(&lease->lock);
+		any |= left > 0;
+	}
+	return any;
+}
+
+static uint64_t transient_spare(void *user)
+{
+	const struct transient *t = user;
+	uint64_t spare = 0;
+
+	for (uint32_t i = 0; t->leases && i <= t->lease_mask; i++)
+		spare += left_of(&t->leases[i]);
+	return spare;
+}
+
+/* Without memory there are none. */
+static void make_leases(struct transient *t)
+{
+	uint32_t count = cs_cpu_stripes(LEASES_MAX);
+
+	t->lease_chunks = LEASE_BYTES >> t->chunk_shift;
+	if (t->lease_chunks < LEASE_LEAST)
+		return;
+	t->leases = cs_alloc_aligned(t->base->alloc, count * sizeof(*t->leases), CS_CACHE_BYTES);
+	if (!t->leases)
+		return;
+	memset(t->leases, 0, count * sizeof(*t->leases));
+	for (uint32_t i = 0; i < count; i++)
+		cs_mutex_init(&t->leases[i].lock);
+	t->lease_mask = count - 1;
+}
+
+static void free_leases(struct transient *t)
+{
+	for (uint32_t i = 0; t->leases && i <= t->lease_mask; i++)
+		cs_mutex_fini(&t->leases[i].lock);
+	cs_free(t->base->alloc, t->leases, (t->lease_mask + 1) * sizeof(*t->leases));
+}
+
+static int transient_alloc(void *user, uint64_t want, uint64_t *location, uint64_t *count)
+{
+	struct transient *t = user;
+	int rc;
+
+	*count = from_lease(t, want, location);
+	if (*count)
+		return 0;
+	do
+		rc = allocate(t, want, location, count);
+	while (rc == -ENOSPC && end_leases(t));
+	return rc;
 }
 
 /* ---- Free ----------------------------------------------------------------------------------- */
@@ -315,6 +461,7 @@ static void transient_free(void *user, uint64_t location, uint64_t count)
 
 static void transient_emptied(void *user)
 {
+	end_leases(user);
 	reset(user);
 }
 
@@ -335,9 +482,8 @@ static uint64_t device_chunks(const struct transient *t)
 	return chunks < COWSNAP_LOCATION_MAX + 1 ? chunks : COWSNAP_LOCATION_MAX + 1;
 }
 
-static int transient_set_limit(void *user, uint64_t limit_chunks)
+static int set_limit(struct transient *t, uint64_t limit_chunks)
 {
-	struct transient *t = user;
 	uint64_t before;
 	int rc = 0;
 
@@ -364,10 +510,19 @@ static int transient_set_limit(void *user, uint64_t limit_chunks)
 	return rc;
 }
 
+static int transient_set_limit(void *user, uint64_t limit_chunks)
+{
+	int rc = set_limit(user, limit_chunks);
+
+	/* What is set aside may be what is in the way. */
+	return rc == -EBUSY && end_leases(user) ? set_limit(user, limit_chunks) : rc;
+}
+
 static void transient_close(void *user)
 {
 	struct transient *t = user;
 
+	free_leases(t);
 	cs_runs_fini(&t->freed_runs);
 	if (t->own_device)
 		cs_dev_destroy(t->device);
@@ -476,8 +631,11 @@ int cs_store_transient(const struct cs_base *base,
 		generic.chunk_size_bytes = options.chunk_size_bytes;
 		generic.device = t->device;
 		generic.low_water_bytes = options.low_water_bytes;
+		make_leases(t);
 		rc = cs_store_create(base, &transient_ops, &generic, t, store);
 	}
+	if (!rc)
+		(*store)->spare = transient_spare;
 	if (rc)
 		transient_close(t);
 	return rc;

@@ -117,19 +117,28 @@ static inline uint64_t cs_deadline_ns(uint64_t wait_ns)
 	return wait_ns > UINT64_MAX - now ? UINT64_MAX : now + wait_ns;
 }
 
+/* Later than time_t can say is never: a 64-bit deadline does not wrap. */
+static inline bool cs_is_never(uint64_t deadline_ns)
+{
+	return deadline_ns / UINT64_C(1000000000) > (uint64_t)INT32_MAX;
+}
+
+static inline struct timespec cs_timespec(uint64_t ns)
+{
+	return (struct timespec){.tv_sec = (time_t)(ns / UINT64_C(1000000000)),
+		.tv_nsec = (long)(ns % UINT64_C(1000000000))};
+}
+
 /* Waits until broadcast or @deadline_ns (UINT64_MAX: never). Returns false once it has passed. */
 static inline bool cs_cond_wait_until(struct cs_cond *c, struct cs_mutex *m, uint64_t deadline_ns)
 	CS_REQUIRES(*m)
 {
-	struct timespec t;
+	struct timespec t = cs_timespec(deadline_ns);
 
-	/* Later than time_t can say is never: a 64-bit deadline does not wrap. */
-	if (deadline_ns / UINT64_C(1000000000) > (uint64_t)INT32_MAX) {
+	if (cs_is_never(deadline_ns)) {
 		pthread_cond_wait(&c->cond, &m->mutex);
 		return true;
 	}
-	t.tv_sec = (time_t)(deadline_ns / UINT64_C(1000000000));
-	t.tv_nsec = (long)(deadline_ns % UINT64_C(1000000000));
 	return pthread_cond_timedwait(&c->cond, &m->mutex, &t) != ETIMEDOUT;
 }
 
@@ -160,18 +169,42 @@ static inline void cs_event_set(struct cs_event *e)
 		syscall(SYS_futex, &e->state, FUTEX_WAKE_PRIVATE, INT32_MAX, NULL, NULL, 0);
 }
 
-static inline void cs_event_wait(struct cs_event *e)
+/* Sleeps once, at the longest until @until (of CLOCK_MONOTONIC; NULL: for ever). */
+static inline bool cs_event_sleep(struct cs_event *e, const struct timespec *until)
 {
 	uint32_t unset = CS_EVENT_UNSET;
 
+	atomic_compare_exchange_strong_explicit(
+		&e->state, &unset, CS_EVENT_SLEPT_FOR, memory_order_relaxed, memory_order_relaxed);
+	return syscall(SYS_futex, &e->state, FUTEX_WAIT_BITSET_PRIVATE, CS_EVENT_SLEPT_FOR, until,
+		       NULL, FUTEX_BITSET_MATCH_ANY) == 0 ||
+	       errno != ETIMEDOUT;
+}
+
+static inline void cs_event_wait(struct cs_event *e)
+{
+	/* Acquire: pairs with cs_event_set. */
+	while (!cs_event_is_set(e))
+		cs_event_sleep(e, NULL);
+}
+
+/* Returns: false once @deadline_ns (UINT64_MAX: never) has passed and it is not set. */
+static inline bool cs_event_wait_until(struct cs_event *e, uint64_t deadline_ns)
+{
+	struct timespec until = cs_timespec(deadline_ns);
+	bool in_time = true;
+
+	if (cs_is_never(deadline_ns)) {
+		cs_event_wait(e);
+		return true;
+	}
 	/* Acquire: pairs with cs_event_set. */
 	while (!cs_event_is_set(e)) {
-		atomic_compare_exchange_strong_explicit(&e->state, &unset, CS_EVENT_SLEPT_FOR,
-			memory_order_relaxed, memory_order_relaxed);
-		syscall(SYS_futex, &e->state, FUTEX_WAIT_PRIVATE, CS_EVENT_SLEPT_FOR, NULL, NULL,
-			0);
-		unset = CS_EVENT_UNSET;
+		if (!in_time)
+			return false;
+		in_time = cs_event_sleep(e, &until);
 	}
+	return true;
 }
 
 /* Full fence. ThreadSanitizer does not model fences; a read-modify-write it does. */

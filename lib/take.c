@@ -5,6 +5,9 @@
  * The same for a snapshot that a store has already and that is attached to its origin again: its
  * map is filled where a new one's store is told of it.
  *
+ * A take goes on in steps, on the thread that waits for it or in a queue:
+ *
+ * turn: wait for other takes; then for room in stores of a single snapshot.
  * plan: check the entries, make the snapshots, gather them by origin; each origin gets new heads in
  *	a slot of its gate in which nobody is, and its gate is told to switch when the epoch comes.
  * prepare: persistent stores record that they have a snapshot; freeze.
@@ -19,30 +22,39 @@
  * the older generation too, on whatever origin of the group it was.
  *
  * Invariants:
- *  T1 One take at a time (ctx->taking). Heads and gates of origins are switched by its holder, or
- *     under ctx->admin while nobody has it.
+ *  T1 One take at a time (ctx->taking; turn.c). Heads and gates of origins are switched by who has
+ *     the turn, or under ctx->admin while nobody has it.
  *  T2 No snapshot of a take is in a chain, and nobody claims into its map, before the drain is
  *  over.
  *
  * Locking: ctx->admin, never across I/O of a store, freeze, thaw or the drain.
  *
  * Failure: until the publication everything is undone; after it, the take is withdrawn as a whole.
+ * Being cancelled is a failure like others.
  */
 #include <assert.h>
 #include <string.h>
 
 #include "alloc.h"
 #include "origin.h"
+#include "workers.h"
 
 #define DEADLINE_DEFAULT_NS UINT64_C(5000000000)
 
 struct take {
+	struct cs_op *op;
+	enum cs_step (*step)(struct take *take); /* the next one */
+	struct cowsnap_take_options options;
 	struct cowsnap_ctx *ctx;
 	struct cowsnap_take_entry *entries;
 	size_t count;
+	bool posted;                    /* to a worker, which has not come to it yet */
+	size_t roomy;                   /* entries whose store has room */
+	struct cs_ghosts ghosts;        /* of the next one */
 	size_t made;                    /* entries that have their snapshot */
 	struct cowsnap_origin *origins; /* linked by plan_next */
 	size_t begun;                   /* entries whose store knows of the snapshot */
+	size_t drained;                 /* entries whose origin is */
 	const struct cs_attach *attach; /* NULL: new snapshots */
 	uint64_t epoch;
 	uint64_t deadline_ns;
@@ -221,7 +233,7 @@ static void turn_back(struct take *take, uint64_t epoch)
 	for (struct cowsnap_origin *o = take->origins; o; o = o->plan_next) {
 		if (!o->plan_heads)
 			continue;
-		/* Release: pairs with wait_established. */
+		/* Release: pairs with established. */
 		atomic_store_explicit(&o->plan_heads->withdrawn, true, memory_order_release);
 		cs_gate_switch(&o->gate, o->old_slot, epoch);
 	}
@@ -264,25 +276,18 @@ static int plan(struct take *take)
 
 /* ---- Publish, drain, establish or withdraw --------------------------------------------------- */
 
-static bool drain(struct take *take)
+/* Returns: the writers who are to look again, to be woken without the lock. Under ctx->admin. */
+static struct cs_waiter *set_established(struct cowsnap_ctx *ctx, uint64_t epoch)
 {
-	for (size_t i = 0; i < take->count; i++) {
-		if (!cs_gate_drain(&take->entries[i].origin->gate, take->deadline_ns))
-			return false;
-	}
-	return true;
-}
-
-/* Lets the writers that wait look again. Under ctx->admin. */
-static void set_established(struct cowsnap_ctx *ctx, uint64_t epoch)
-{
-	/* Release: what the writers wait for; pairs with wait_established. */
+	/* Release: what the writers wait for; pairs with established. */
 	atomic_store_explicit(&ctx->established, epoch, memory_order_release);
-	cs_cond_broadcast(&ctx->changed);
+	return cs_waitlist_take(&ctx->parked);
 }
 
 static void establish(struct take *take)
 {
+	struct cs_waiter *parked;
+
 	cs_mutex_lock(&take->ctx->admin);
 	for (size_t i = 0; i < take->count; i++) {
 		struct cowsnap_snapshot *s = take->entries[i].snapshot;
@@ -299,13 +304,15 @@ static void establish(struct take *take)
 			end_plan(o);
 		}
 	}
-	set_established(take->ctx, take->epoch);
+	parked = set_established(take->ctx, take->epoch);
 	cs_mutex_unlock(&take->ctx->admin);
+	cs_waiters_wake(parked);
 }
 
 static void withdraw(struct take *take)
 {
 	struct cowsnap_ctx *ctx = take->ctx;
+	struct cs_waiter *parked;
 
 	cs_mutex_lock(&ctx->admin);
 	turn_back(take, take->epoch + 1);
@@ -314,101 +321,12 @@ static void withdraw(struct take *take)
 	for (struct cowsnap_origin *o = take->origins; o; o = o->plan_next)
 		cs_gate_switch(&o->gate, o->old_slot, 0);
 	discard_plan(take);
-	set_established(ctx, take->epoch + 1);
+	parked = set_established(ctx, take->epoch + 1);
 	cs_mutex_unlock(&ctx->admin);
+	cs_waiters_wake(parked);
 }
 
-/* ---- The calls ------------------------------------------------------------------------------ */
-
-/* T1. Returns: false if the deadline passed first. */
-static bool begin_taking(struct cowsnap_ctx *ctx, uint64_t deadline_ns)
-{
-	bool mine;
-
-	cs_mutex_lock(&ctx->admin);
-	while (ctx->taking) {
-		if (!cs_cond_wait_until(&ctx->changed, &ctx->admin, deadline_ns))
-			break;
-	}
-	mine = !ctx->taking;
-	if (mine)
-		ctx->taking = true;
-	cs_mutex_unlock(&ctx->admin);
-	return mine;
-}
-
-static void end_taking(struct cowsnap_ctx *ctx)
-{
-	cs_mutex_lock(&ctx->admin);
-	ctx->taking = false;
-	while (ctx->prune) {
-		struct cowsnap_origin *origin = ctx->prune;
-
-		ctx->prune = origin->prune_next;
-		origin->prune_queued = false;
-		cs_origin_prune(origin);
-	}
-	cs_cond_broadcast(&ctx->changed);
-	cs_mutex_unlock(&ctx->admin);
-}
-
-/* ---- Room in a store that holds a single snapshot ----------------------------------------------
- *
- * It may still hold one that was dropped, because a write of before the drop may save into it, or a
- * reader is inside. They are waited for, as the drain of the take would. Chains are neither made
- * nor given up while there is a take.
- */
-
-static bool only_ghosts(struct cowsnap_store *store)
-{
-	bool ghosts = false, live = false;
-
-	cs_mutex_lock(&store->handle.ctx->admin);
-	for (const struct cs_chain *c = store->upper->chains; c; c = c->next_of_store) {
-		ghosts |= cs_chain_newest(c) != NULL;
-		live |= atomic_load_explicit(&c->live, memory_order_relaxed) > 0;
-	}
-	cs_mutex_unlock(&store->handle.ctx->admin);
-	return ghosts && !live;
-}
-
-static void prune(struct cowsnap_origin *origin)
-{
-	cs_mutex_lock(&origin->handle.ctx->admin);
-	cs_origin_prune(origin);
-	cs_mutex_unlock(&origin->handle.ctx->admin);
-}
-
-/* Returns: false if the deadline passed first. */
-static bool clear_ghosts(struct cowsnap_store *store, uint64_t deadline_ns)
-{
-	uint64_t epoch = cs_store_space_epoch(store);
-
-	for (struct cs_chain *c = store->upper->chains; c; c = c->next_of_store) {
-		prune(c->origin);
-		if (!cs_gate_drain(&c->origin->gate, deadline_ns))
-			return false;
-		prune(c->origin);
-	}
-	while (cs_reclaim_for_space(store))
-		;
-	return !only_ghosts(store) || cs_reclaim_wait(store, epoch, deadline_ns);
-}
-
-static int make_room(const struct take *take)
-{
-	for (size_t i = 0; i < take->count; i++) {
-		struct cowsnap_store *store = take->entries[i].store;
-
-		if (!(store->flags & COWSNAP_STORE_ONE_SNAPSHOT))
-			continue;
-		while (only_ghosts(store)) {
-			if (!clear_ghosts(store, take->deadline_ns) && only_ghosts(store))
-				return -ETIMEDOUT;
-		}
-	}
-	return 0;
-}
+/* ---- Preparing ------------------------------------------------------------------------------ */
 
 /* Has the stores know of their snapshots, before anybody else can. */
 static int begin_stores(struct take *take)
@@ -443,8 +361,9 @@ static int attach(struct take *take)
 	return take->attach->load(take->attach->user, &entry->snapshot->map);
 }
 
-static int prepare(struct take *take, const struct cowsnap_take_options *options)
+static int prepare(struct take *take)
 {
+	const struct cowsnap_take_options *options = &take->options;
 	int rc = take->attach ? attach(take) : begin_stores(take);
 
 	if (!rc && options->freeze)
@@ -459,68 +378,303 @@ static int prepare(struct take *take, const struct cowsnap_take_options *options
 	return rc;
 }
 
-static int take_planned(struct take *take, const struct cowsnap_take_options *options)
-{
-	int rc = prepare(take, options);
+/* ---- Steps ---------------------------------------------------------------------------------- */
 
-	if (rc)
-		return rc;
-	/* seq_cst: the instant; pairs with cs_gate_current. */
-	atomic_store_explicit(&take->ctx->epoch, take->epoch, memory_order_seq_cst);
-	if (options->thaw)
-		options->thaw(options->user);
-	if (drain(take)) {
-		establish(take);
-		return 0;
-	}
+/* With the turn. */
+static enum cs_step end(struct take *take, int rc)
+{
+	take->op->abandon = NULL;
+	take->op->error = rc;
+	cs_turn_end(take->ctx);
+	return CS_DONE;
+}
+
+/* Has left its waiter somewhere; when that has come, or the deadline, it goes on with @next. */
+static enum cs_step park(struct take *take, enum cs_step (*next)(struct take *take),
+	void (*abandon)(struct cs_op *op))
+{
+	take->step = next;
+	take->op->abandon = abandon;
+	take->op->task.deadline_ns = take->deadline_ns;
+	return CS_PARK;
+}
+
+static struct cs_gate *next_gate(const struct take *take)
+{
+	return &take->entries[take->drained].origin->gate;
+}
+
+static enum cs_step give_up(struct take *take, int rc)
+{
 	withdraw(take);
 	undo_begun(take);
-	cs_log(&take->ctx->base, COWSNAP_LOG_ERROR,
-		"take of %zu entries withdrawn: older writes did not end in time", take->count);
-	return -ETIMEDOUT;
+	cs_log(&take->ctx->base, COWSNAP_LOG_ERROR, "take of %zu entries withdrawn: %s",
+		take->count,
+		rc == -ECANCELED ? "it was cancelled" : "older writes did not end in time");
+	return end(take, rc);
 }
 
-static int run_take(struct take *take, const struct cowsnap_take_options *options)
+static void abandon_drain(struct cs_op *op)
 {
-	uint64_t wait_ns = options->deadline_ns ? options->deadline_ns : DEADLINE_DEFAULT_NS;
+	struct take *take = op->turn.record;
+
+	if (!cs_gate_forsake_drain(next_gate(take), &op->task.waiter))
+		return;
+	give_up(take, -ECANCELED);
+	cs_op_abandoned(op);
+}
+
+static enum cs_step had_drain(struct take *take);
+
+static enum cs_step drain(struct take *take)
+{
+	for (; take->drained < take->count; take->drained++) {
+		if (cs_gate_await_drain(next_gate(take), &take->op->task.waiter))
+			return park(take, had_drain, abandon_drain);
+	}
+	establish(take);
+	return end(take, 0);
+}
+
+static enum cs_step had_drain(struct take *take)
+{
+	struct cs_op *op = take->op;
+
+	if (op->task.timed_out && !cs_gate_forsake_drain(next_gate(take), &op->task.waiter))
+		return CS_PARK; /* the wake is on its way */
+	if (op->cancelled)
+		return give_up(take, -ECANCELED);
+	if (op->task.timed_out && !cs_gate_drained(next_gate(take)))
+		return give_up(take, -ETIMEDOUT);
+	return drain(take);
+}
+
+static enum cs_step publish(struct take *take)
+{
+	int rc = plan(take);
+
+	if (!rc)
+		rc = prepare(take);
+	if (rc)
+		return end(take, rc);
+	/* seq_cst: the instant; pairs with cs_gate_current. */
+	atomic_store_explicit(&take->ctx->epoch, take->epoch, memory_order_seq_cst);
+	if (take->options.thaw)
+		take->options.thaw(take->options.user);
+	return drain(take);
+}
+
+/* A store that holds a single snapshot may still hold one that was dropped, because a write of
+ * before the drop may save into it, or a reader is inside. They are waited for, as the drain would.
+ */
+static bool only_ghosts(struct cowsnap_store *store)
+{
+	bool ghosts = false, live = false;
+
+	if (!(store->flags & COWSNAP_STORE_ONE_SNAPSHOT))
+		return false;
+	cs_mutex_lock(&store->handle.ctx->admin);
+	for (const struct cs_chain *c = store->upper->chains; c; c = c->next_of_store) {
+		ghosts |= cs_chain_newest(c) != NULL;
+		live |= atomic_load_explicit(&c->live, memory_order_relaxed) > 0;
+	}
+	cs_mutex_unlock(&store->handle.ctx->admin);
+	return ghosts && !live;
+}
+
+static void abandon_room(struct cs_op *op)
+{
+	struct take *take = op->turn.record;
+
+	if (!cs_ghosts_forsake(&take->ghosts, &op->task.waiter))
+		return;
+	cs_ghosts_awaited(&take->ghosts);
+	end(take, -ECANCELED);
+	cs_op_abandoned(op);
+}
+
+static enum cs_step had_room(struct take *take);
+
+static enum cs_step make_room(struct take *take)
+{
+	if (take->op->cancelled)
+		return end(take, -ECANCELED);
+	for (; take->roomy < take->count; take->roomy++) {
+		take->ghosts.store = take->entries[take->roomy].store;
+		while (only_ghosts(take->ghosts.store)) {
+			if (cs_ghosts_await(&take->ghosts, &take->op->task.waiter))
+				return park(take, had_room, abandon_room);
+		}
+	}
+	return publish(take);
+}
+
+static enum cs_step had_room(struct take *take)
+{
+	struct cs_task *task = &take->op->task;
+
+	if (task->timed_out && !cs_ghosts_forsake(&take->ghosts, &task->waiter))
+		return CS_PARK; /* the wake is on its way */
+	cs_ghosts_awaited(&take->ghosts);
+	if (task->timed_out && only_ghosts(take->ghosts.store))
+		return end(take, -ETIMEDOUT);
+	return make_room(take);
+}
+
+static void abandon_turn(struct cs_op *op)
+{
+	struct take *take = op->turn.record;
+
+	if (cs_turn_forsake(take->ctx, &op->task.waiter))
+		cs_op_abandoned(op);
+}
+
+static enum cs_step had_turn(struct take *take)
+{
+	struct cs_op *op = take->op;
+
+	if (!op->task.timed_out)
+		return make_room(take);
+	if (!cs_turn_forsake(take->ctx, &op->task.waiter))
+		return CS_PARK; /* the wake is on its way */
+	op->error = -ETIMEDOUT;
+	return CS_DONE;
+}
+
+static enum cs_step await_turn(struct take *take)
+{
+	if (cs_turn_await(take->ctx, &take->op->task.waiter))
+		return park(take, had_turn, abandon_turn);
+	return make_room(take);
+}
+
+static enum cs_step ended(struct take *take)
+{
+	(void)take;
+	return CS_DONE;
+}
+
+static enum cs_step run(struct take *take)
+{
+	enum cs_step step = take->step(take);
+
+	if (step == CS_DONE)
+		take->step = ended;
+	return step;
+}
+
+/* ---- The calls ------------------------------------------------------------------------------ */
+
+static void begin(struct take *take, struct cs_op *op)
+{
+	uint64_t wait_ns = take->options.deadline_ns;
+
+	take->op = op;
+	take->step = await_turn;
+	take->deadline_ns = cs_deadline_ns(wait_ns ? wait_ns : DEADLINE_DEFAULT_NS);
+}
+
+static int take_and_wait(struct take *take)
+{
+	struct cs_op op;
+
+	cs_op_init(&op, NULL, NULL, NULL, NULL);
+	begin(take, &op);
+	while (run(take) == CS_PARK)
+		cs_task_sleep(&op.task);
+	return op.error;
+}
+
+/* Fills @take in. Returns: 0, or what is wrong. */
+static int check_take(struct take *take, struct cowsnap_ctx *ctx,
+	const struct cowsnap_take_options *options, struct cowsnap_take_entry *entries,
+	size_t count)
+{
 	int rc;
 
-	take->deadline_ns = cs_deadline_ns(wait_ns);
-	if (!begin_taking(take->ctx, take->deadline_ns))
-		return -ETIMEDOUT;
-	rc = make_room(take);
-	if (!rc)
-		rc = plan(take);
-	if (!rc)
-		rc = take_planned(take, options);
-	end_taking(take->ctx);
-	return rc;
+	*take = (struct take){.ctx = ctx, .entries = entries, .count = count};
+	rc = cs_options_copy(&ctx->base, "take options", &take->options, sizeof(take->options),
+		options, sizeof(take->options));
+	if (!rc && take->options.flags)
+		rc = -EINVAL;
+	return rc ? rc : check_entries(ctx, entries, count);
 }
 
-int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_options *host_options,
+int cowsnap_take(struct cowsnap_ctx *ctx, const struct cowsnap_take_options *options,
 	struct cowsnap_take_entry *entries, size_t count)
 {
-	struct cowsnap_take_options options = {0};
-	struct take take = {.ctx = ctx, .entries = entries, .count = count};
-	int rc = cs_options_copy(&ctx->base, "take options", &options, sizeof(options),
-		host_options, sizeof(options));
+	struct take take;
+	int rc = check_take(&take, ctx, options, entries, count);
 
-	if (!rc && options.flags)
-		rc = -EINVAL;
-	if (!rc)
-		rc = check_entries(ctx, entries, count);
-	return rc ? rc : run_take(&take, &options);
+	return rc ? rc : take_and_wait(&take);
 }
 
 int cs_take_attach(
 	struct cowsnap_ctx *ctx, struct cowsnap_take_entry *entry, const struct cs_attach *attach)
 {
-	static const struct cowsnap_take_options none = {0};
-	struct take take = {.ctx = ctx, .entries = entry, .count = 1, .attach = attach};
-	int rc = check_entries(ctx, entry, 1);
+	struct take take;
+	int rc = check_take(&take, ctx, NULL, entry, 1);
 
-	return rc ? rc : run_take(&take, &none);
+	take.attach = attach;
+	return rc ? rc : take_and_wait(&take);
 }
+
+static void count_posted(struct take *take, bool posted)
+{
+	cs_mutex_lock(&take->ctx->admin);
+	take->ctx->posted_takes += posted ? 1 : -1;
+	cs_mutex_unlock(&take->ctx->admin);
+	take->posted = posted;
+}
+
+static enum cs_step run_op(struct cs_op *op)
+{
+	struct take *take = op->turn.record;
+	enum cs_step step = run(take);
+
+	/* It has the turn now, or waits for it: that keeps handles open. */
+	if (take->posted)
+		count_posted(take, false);
+	return step;
+}
+
+static void release_op(struct cs_op *op)
+{
+	struct take *take = op->turn.record;
+
+	cs_free(take->ctx->base.alloc, take, sizeof(*take));
+}
+
+static const struct cs_op_kind take_kind = {.go_on = run_op, .release = release_op};
+
+int cowsnap_take_async(struct cowsnap_ctx *ctx, struct cowsnap_queue *queue,
+	const struct cowsnap_take_options *options, struct cowsnap_take_entry *entries,
+	size_t count, struct cowsnap_op *host_op, cowsnap_done *done, void *user)
+{
+	struct cs_op *op = cs_op_of(host_op);
+	struct cowsnap_queue *to;
+	struct take take, *record;
+	int rc = check_take(&take, ctx, options, entries, count);
+
+	if (!rc)
+		rc = cs_workers_route(ctx, queue, done, &to);
+	if (rc)
+		return rc;
+	/* Not a record of the queue's: writes that the drain waits for may need these. */
+	record = cs_alloc_zeroed(ctx->base.alloc, sizeof(*record));
+	if (!record)
+		return -ENOMEM;
+	*record = take;
+	cs_op_init(op, to, &take_kind, done, user);
+	op->turn.record = record;
+	begin(record, op);
+	if (queue)
+		return cs_op_start(op);
+	count_posted(record, true);
+	return cs_op_post(op);
+}
+
+/* ---- The end of a snapshot ------------------------------------------------------------------ */
 
 static int end_snapshot(struct cowsnap_snapshot *snapshot, bool record)
 {

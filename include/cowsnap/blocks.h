@@ -290,7 +290,14 @@ COWSNAP_API int cowsnap_dm_inspect(struct cowsnap_device *device,
 /* ---- The copier -----------------------------------------------------------------------------
  *
  * Moves bytes from one device to others on the thread that asks: many copies at once, bounded in
- * bytes, in pieces as long as the job length allows.
+ * bytes, in pieces as long as the job length allows. With a queue the pieces of a copy are under
+ * way side by side.
+ *
+ * Credits: the bytes that are under way at one time are bounded; over the bound a copy waits. First
+ * the copies that a write waits for are served, those of different origins in turn, then the
+ * background ones, those of different sources in turn. A copy that is longer than the bound has all
+ * of it, alone; but a background copy takes credits for one piece at a time, and none while it is
+ * throttled, so that it holds up nobody for longer than a piece takes.
  */
 
 struct cowsnap_copier;
@@ -312,6 +319,16 @@ struct cowsnap_copy_target {
 	uint32_t reserved;
 };
 
+/* One copy. The caller allocates it and sets what is above the line. */
+struct cowsnap_copy {
+	struct cowsnap_device *source; /* NULL: zeroes */
+	struct cowsnap_copy_target *targets;
+	size_t count;
+	bool background; /* served after others, in credits of a piece at a time, and throttled */
+	/* ---- */
+	uint64_t words[48];
+};
+
 /*
  * cowsnap_copier_create - make a copier; it must not outlive its context
  * Returns: 0; -EINVAL, -E2BIG, -ENOMEM.
@@ -324,25 +341,51 @@ COWSNAP_API int cowsnap_copier_create(struct cowsnap_ctx *ctx,
 /*
  * cowsnap_copier_destroy - free a copier; NULL is accepted
  * Returns: nothing.
- * Context: no copy may be running; does not block.
+ * Context: no copy may be running or pending, which is not checked; does not block.
  * Lifetime: ends that of the copier.
  */
 COWSNAP_API void cowsnap_copier_destroy(struct cowsnap_copier *copier);
 
 /*
+ * cowsnap_copier_throttle - hold background copies back, from the next piece on
+ * @bytes_per_s: how fast all of them together may read; 0: no bound
+ * @share_percent: of the time, that at least one of them may be under way: 1 to 100
+ * Returns: 0; -EINVAL (share).
+ * Context: any thread; does not block; may run in a callback.
+ * Lifetime: none.
+ */
+COWSNAP_API int cowsnap_copier_throttle(
+	struct cowsnap_copier *copier, uint64_t bytes_per_s, unsigned share_percent);
+
+/*
  * cowsnap_copier_copy - copy ranges of one device to others; each byte is read once
  *
  * What targets have in common is read once and written to each. A target that fails does not stop
- * the others.
+ * the others. Without a source the ranges are made to read as zeroes.
  *
  * Returns: 0 (look at each target's error), -EINVAL (no targets, a length of 0), -EOVERFLOW,
  *	-ENOMEM (nothing was copied).
- * Context: any thread, many at once; waits for credits and blocks on the devices; not in a
- *	callback.
+ * Context: any thread, many at once; waits for credits and for the throttle, and blocks on the
+ *	devices; not in a callback.
  * Lifetime: none.
  */
-COWSNAP_API int cowsnap_copier_copy(struct cowsnap_copier *copier, struct cowsnap_device *source,
-	struct cowsnap_copy_target *targets, size_t count);
+COWSNAP_API int cowsnap_copier_copy(struct cowsnap_copier *copier, struct cowsnap_copy *copy);
+
+/*
+ * cowsnap_copier_copy_async - the same without waiting
+ * @queue: where the copy goes on; NULL: on a worker, if the context has them
+ * Returns: COWSNAP_PENDING (@done will be called with what cowsnap_copier_copy() would have
+ *	returned, or with -ECANCELED: what was under way has ended, no more is copied, and targets
+ *	that did not get all have that error), or the error of an argument; beside those of
+ *	cowsnap_copier_copy(): -EINVAL (no queue and no workers, no callback), -EBADF (queue
+ *	closed), -EXDEV (queue of another context).
+ * Context: any thread; does not block; may run in a callback. The copy goes on in polls, which
+ *	block on devices that cannot be submitted to.
+ * Lifetime: @copy, its targets and @op must stay in place until @done is called.
+ */
+COWSNAP_API int cowsnap_copier_copy_async(struct cowsnap_copier *copier,
+	struct cowsnap_queue *queue, struct cowsnap_copy *copy, struct cowsnap_op *op,
+	cowsnap_done *done, void *user);
 
 #ifdef __cplusplus
 }

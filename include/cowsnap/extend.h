@@ -56,7 +56,24 @@ struct cowsnap_device_ops {
 	/* Keep other processes away: -EBUSY if one is there. A store of the library's asks for
 	 * EXCLUSIVE, who looks at one for SHARED. NULL: nobody else can get at it. */
 	int (*lock)(void *user, enum cowsnap_lock lock);
+	/* Start a request and do not wait for it. When it has ended, cowsnap_io_complete() is
+	 * called, once, inline or later, on any thread, in any order. All kinds come, except those
+	 * whose member above is NULL; ZERO may be completed with -EOPNOTSUPP. Called on the thread
+	 * that polls io->queue. NULL: the members above are called, and block. */
+	void (*submit)(void *user, struct cowsnap_io *io);
 };
+
+/*
+ * cowsnap_io_complete - say that a request that a device was given has ended
+ *
+ * A second completion of a request that has ended is logged and ignored, as long as the request has
+ * not been used again.
+ *
+ * Returns: nothing.
+ * Context: any thread, also inside submit; does not block; runs no callback.
+ * Lifetime: ends that of the request for the device.
+ */
+COWSNAP_API void cowsnap_io_complete(struct cowsnap_io *io, int error);
 
 struct cowsnap_device_options {
 	size_t size;
@@ -88,6 +105,9 @@ struct cowsnap_commit {
 	size_t count;
 	void (*done)(struct cowsnap_commit *commit, int error);
 	struct cowsnap_commit *next; /* the store's, for its queue */
+	/* On whose thread it was started; NULL: that of a caller that waits. */
+	struct cowsnap_queue *queue;
+	uint64_t words[32]; /* the store's, until done */
 };
 
 struct cowsnap_store_space {
@@ -105,9 +125,10 @@ struct cowsnap_store_ops {
 	/* How full it is. Does not block. */
 	void (*space)(void *user, struct cowsnap_store_space *space);
 	/* Record these runs; they were written to the device, not flushed. May return before it is
-	 * done, or block until it is. A commit that fails has left nothing behind when done says
-	 * so: its chunks are freed then. The table does not say of which origin or snapshot they
-	 * are: a store that records anything holds one snapshot. NULL: nothing is recorded. */
+	 * done; may block until it is only if no queue is set. A commit that fails has left nothing
+	 * behind when done says so: its chunks are freed then. The table does not say of which
+	 * origin or snapshot they are: a store that records anything holds one snapshot. NULL:
+	 * nothing is recorded. */
 	void (*commit)(void *user, struct cowsnap_commit *commit);
 	/* Make it durable that the snapshot is invalid, before anybody can see that it is. If that
 	 * fails, the write that would have spoiled the snapshot fails with this error. May be

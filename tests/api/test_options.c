@@ -428,6 +428,7 @@ Test(options, copier)
 	struct cowsnap_copier_options options = {.size = sizeof(options)};
 	struct cowsnap_copier *copier = NULL;
 	struct cowsnap_copy_target target = {0};
+	struct cowsnap_copy copy = {.targets = &target};
 	struct volume v;
 
 	volume_open(&v);
@@ -441,12 +442,16 @@ Test(options, copier)
 	options.size = 4;
 	cr_assert_eq(create_copier(&v, &options), -EINVAL);
 	cr_assert_eq(cowsnap_copier_create(v.ctx, NULL, &copier), 0);
-	target.device = v.device;
-	cr_assert_eq(cowsnap_copier_copy(copier, v.device, &target, 0), -EINVAL);
-	cr_assert_eq(cowsnap_copier_copy(copier, v.device, &target, 1), -EINVAL, "length 0");
+	target.device = copy.source = v.device;
+	cr_assert_eq(cowsnap_copier_copy(copier, &copy), -EINVAL);
+	copy.count = 1;
+	cr_assert_eq(cowsnap_copier_copy(copier, &copy), -EINVAL, "length 0");
 	target.length = UINT64_MAX;
 	target.source_offset = 2;
-	cr_assert_eq(cowsnap_copier_copy(copier, v.device, &target, 1), -EOVERFLOW);
+	cr_assert_eq(cowsnap_copier_copy(copier, &copy), -EOVERFLOW);
+	cr_assert_eq(cowsnap_copier_throttle(copier, 0, 0), -EINVAL);
+	cr_assert_eq(cowsnap_copier_throttle(copier, 0, 101), -EINVAL);
+	cr_assert_eq(cowsnap_copier_throttle(copier, UINT64_MAX, 100), 0);
 	cowsnap_copier_destroy(copier);
 	volume_check_untouched(&v);
 	volume_close(&v);

@@ -16,10 +16,12 @@
 #define LOAD_WRITERS 4
 #define LOAD_TAKERS  2
 #define LOAD_READERS 2
+#define LOAD_FLIGHTS 6
 
 enum load_device {
 	LOAD_MEMORY,
 	LOAD_FILE,
+	LOAD_SLOW, /* requests are submitted, and ended in any order by a thread of the device */
 };
 
 struct load_plan {
@@ -34,6 +36,16 @@ struct load_plan {
 	/* Bit o: this taker takes origin o, all of its origins at one instant. 0: no such taker. */
 	unsigned taker_origins[LOAD_TAKERS];
 	bool other_thread_ends; /* brackets are ended by another thread than began them */
+	/* Each second taker and reader does not wait: it has a queue of its own, or workers. */
+	bool async;
+	/* So many of the writers do not wait, and have up to LOAD_FLIGHTS brackets pending. With
+	 * workers those have no queue. */
+	unsigned async_writers;
+	enum cowsnap_engine engine;
+	unsigned workers;
+	uint32_t depth;  /* of their queues; 0: LOAD_FLIGHTS */
+	bool busy_hosts; /* poll all the time; else when epoll says so */
+	bool cancels;    /* now and then one is cancelled */
 };
 
 /* Fails the test if any image is no cut, or a reader saw other bytes than the first one. */

@@ -15,13 +15,25 @@ static void on_event(void *user, const struct cowsnap_event *event)
 		s->event[at] = *event;
 }
 
-static struct test_device *make_device(struct scene *s, uint64_t size_bytes)
+static struct cowsnap_device *make_device(struct scene *s, const struct scene_options *options,
+	uint64_t size_bytes, struct test_async **async, struct test_device **rig)
 {
-	struct test_device *device =
-		test_device_create(s->ctx, &(struct test_device_options){.size_bytes = size_bytes});
+	const struct test_device_options device = {.size_bytes = size_bytes};
 
-	cr_assert_not_null(device);
-	return device;
+	if (!options->submits) {
+		*rig = test_device_create(s->ctx, &device);
+		cr_assert_not_null(*rig);
+		return test_device(*rig);
+	}
+	*async = test_async_create(s->ctx, &device, options->mode);
+	cr_assert_not_null(*async);
+	*rig = test_async_rig(*async);
+	return test_async_device(*async);
+}
+
+static void end_device(struct test_async *async, struct test_device *rig)
+{
+	cr_assert_eq(async ? test_async_destroy(async) : test_device_destroy(rig), 0);
 }
 
 static void open_store(struct scene *s, unsigned i, const struct scene_options *options)
@@ -34,8 +46,8 @@ static void open_store(struct scene *s, unsigned i, const struct scene_options *
 
 	if (i == 0)
 		transient.limit_bytes = options->limit_chunks * transient.chunk_size_bytes;
-	s->store_test[i] = make_device(s, 4 * SCENE_BYTES);
-	s->store_device[i] = test_device(s->store_test[i]);
+	s->store_device[i] =
+		make_device(s, options, 4 * SCENE_BYTES, &s->store_async[i], &s->store_test[i]);
 	transient.device = s->store_device[i];
 	cr_assert_eq(cowsnap_store_transient(s->ctx, &transient, &s->store[i]), 0);
 }
@@ -50,10 +62,13 @@ void scene_open(struct scene *s, const struct scene_options *options)
 		options = &defaults;
 	memset(s, 0, sizeof(*s));
 	ctx_options.copy_inflight_bytes = options->copy_inflight_bytes;
+	ctx_options.engine = options->engine;
+	ctx_options.workers = options->workers;
+	ctx_options.allocator = options->allocator;
 	cr_assert_eq(cowsnap_ctx_create(&ctx_options, &s->ctx), 0);
 	for (unsigned i = 0; i < SCENE_ORIGINS; i++) {
-		s->origin_test[i] = make_device(s, SCENE_BYTES);
-		s->origin_device[i] = test_device(s->origin_test[i]);
+		s->origin_device[i] = make_device(
+			s, options, SCENE_BYTES, &s->origin_async[i], &s->origin_test[i]);
 		cr_assert_eq(cowsnap_origin_open(s->ctx, s->origin_device[i], &s->origin[i]), 0);
 	}
 	for (unsigned i = 0; i < SCENE_STORES; i++)
@@ -66,11 +81,11 @@ void scene_close(struct scene *s)
 	for (unsigned i = 0; i < SCENE_STORES; i++) {
 		cr_assert_eq(scene_usage(s, i).used_bytes, 0, "store %u is not empty", i);
 		cr_assert_eq(cowsnap_store_close(s->store[i]), 0);
-		cr_assert_eq(test_device_destroy(s->store_test[i]), 0);
+		end_device(s->store_async[i], s->store_test[i]);
 	}
 	for (unsigned i = 0; i < SCENE_ORIGINS; i++) {
 		cr_assert_eq(cowsnap_origin_close(s->origin[i]), 0);
-		cr_assert_eq(test_device_destroy(s->origin_test[i]), 0);
+		end_device(s->origin_async[i], s->origin_test[i]);
 	}
 	cr_assert_eq(cowsnap_ctx_destroy(s->ctx), 0);
 }

@@ -17,6 +17,7 @@
 
 #include "support/test.h"
 #include "support/test_device.h"
+#include "support/test_device_async.h"
 
 #define SCENE_BYTES   UINT64_C(262144)
 #define SCENE_CHUNK   UINT64_C(4096)
@@ -32,10 +33,17 @@ struct scene_options {
 	uint64_t limit_chunks;              /* of store 0; 0: as long as its device */
 	uint64_t low_water_chunks;
 	uint64_t copy_inflight_bytes;
+	enum cowsnap_engine engine;
+	uint32_t workers;
+	const struct cowsnap_allocator *allocator; /* NULL: the default */
+	bool submits;                              /* devices are submitted to, in this mode */
+	enum test_async_mode mode;
 };
 
 struct scene {
 	struct cowsnap_ctx *ctx;
+	struct test_async *origin_async[SCENE_ORIGINS]; /* NULL unless devices are submitted to */
+	struct test_async *store_async[SCENE_STORES];
 	struct test_device *origin_test[SCENE_ORIGINS];
 	struct test_device *store_test[SCENE_STORES];
 	struct cowsnap_device *origin_device[SCENE_ORIGINS];

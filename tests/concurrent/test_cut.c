@@ -152,6 +152,61 @@ Test(cut, one_copy_in_flight_and_takes_of_another_origin, .timeout = 300)
 	load_run(&plan);
 }
 
+/* ---- Threads that wait and loops that do not ------------------------------------------------- */
+
+Test(cut, loops, .timeout = 300)
+{
+	const struct load_plan plan = {
+		.origins = 3,
+		.stores = 2,
+		.chunk_bytes = {2048, 512},
+		.takes = takes() / 2,
+		.taker_origins = {7, 3},
+		.async = true,
+		.async_writers = LOAD_WRITERS / 2,
+		.engine = COWSNAP_ENGINE_LOOP,
+	};
+
+	load_run(&plan);
+}
+
+Test(cut, loops_and_devices_that_are_submitted_to, .timeout = 300)
+{
+	const struct load_plan plan = {
+		.origins = 2,
+		.stores = 2,
+		.chunk_bytes = {4096, 1024},
+		.device = LOAD_SLOW,
+		.takes = takes() / 3,
+		.taker_origins = {3, 3},
+		.async = true,
+		.async_writers = LOAD_WRITERS / 2,
+		.engine = COWSNAP_ENGINE_LOOP,
+	};
+
+	load_run(&plan);
+}
+
+Test(cut, workers_that_lack_space_and_credits, .timeout = 300)
+{
+	const struct load_plan plan = {
+		.origins = 2,
+		.stores = 1,
+		.chunk_bytes = {1024},
+		.device = LOAD_SLOW,
+		.limit_chunks = 150,
+		.copy_inflight_bytes = 1,
+		.takes = takes() / 3,
+		.taker_origins = {3, 1},
+		.async = true,
+		.async_writers = LOAD_WRITERS / 2,
+		.engine = COWSNAP_ENGINE_WORKERS,
+		.workers = 2,
+	};
+
+	load_run(&plan);
+}
+
 /* ---- The checker itself: what it must call wrong -------------------------------------------- */
 
 static void write_block(struct cut *cut, unsigned o, unsigned b, uint8_t *data)

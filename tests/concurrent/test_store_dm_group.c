@@ -6,6 +6,8 @@
 #include "support/dm_scene.h"
 #include "support/test.h"
 
+#include "store.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -294,6 +296,47 @@ Test(store_dm_group, a_failed_flush_of_the_header_counts_for_records, .timeout =
 	cr_assert_eq(join(&first), -EIO, "its record was written before a flush that failed");
 	cr_assert_eq(dm_write(&s, 0, 4 * CHUNK, 1, 1), -EIO);
 	end(&s);
+}
+
+/* A writer whose data is on its way when the snapshot is dropped. */
+Test(store_dm_group, a_write_meets_a_drop, .timeout = 60)
+{
+	struct writer first;
+	struct dm_scene s;
+	int data;
+
+	begin(&s, &(struct dm_scene_options){.on_full = COWSNAP_LOSER_WRITE});
+	/* The first data chunk is behind the header and area 0. */
+	data = test_device_hold(
+		s.at[0].store_test, TEST_IO_WRITE, 2 * CHUNK, CHUNK, TEST_HOLD_AFTER);
+	start(&first, &s, 0);
+	cr_assert(test_device_wait_held(s.at[0].store_test, data));
+	cr_assert_eq(dm_drop(&s, 0), 0);
+	test_device_release(s.at[0].store_test, data);
+	cr_assert_eq(join(&first), 0);
+	dm_expect_promise(&s, 0);
+	cr_assert_eq(dm_take(&s), 0, "the next one begins");
+	cr_assert_eq(dm_write(&s, 0, 0, 1, 2), 0);
+	end(&s);
+}
+
+/* The device says already that there is no snapshot, and who looks at the snapshot still finds it
+ * live: a commit that were refused now would fail the write, or lose the snapshot. */
+Test(store_dm_group, a_write_meets_a_drop_half_way)
+{
+	struct dm_scene s;
+
+	for (unsigned loser = 0; loser < 2; loser++) {
+		begin(&s, &(struct dm_scene_options){
+				  .on_full = loser ? COWSNAP_LOSER_WRITE : COWSNAP_LOSER_SNAPSHOT});
+		cr_assert_eq(cs_store_drop(s.at[0].store), 0);
+		cr_assert_eq(dm_write(&s, 0, 0, 1, 1), 0);
+		cr_assert_eq(dm_state(&s, 0, NULL), COWSNAP_SNAPSHOT_ACTIVE);
+		dm_expect_exact(&s, 0, true);
+		cr_assert_eq(dm_drop(&s, 0), 0);
+		dm_expect_promise(&s, 0);
+		dm_close(&s);
+	}
 }
 
 /* Two stores do not wait for each other. */

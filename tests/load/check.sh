@@ -1,7 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # check.sh LIBRARY [HOST]: can the library be loaded by a program that was not made for it? With
-# HOST it is also loaded, by that program and by Python, and may need nothing but libc.
+# HOST it is also loaded, by that program and by Python, and may need nothing but libc
+# and liburing.
 set -u
 
 library=$1
@@ -25,7 +26,7 @@ fi
 
 # The dynamic linker is a part of libc: it holds the area of restartable sequences.
 others=$(echo "$dynamic" | sed -n 's/.*(NEEDED).*\[\(.*\)\]/\1/p' |
-	grep -vE '^(libc|ld-linux[-a-z0-9]*)\.so')
+	grep -vE '^(libc|liburing|ld-linux[-a-z0-9]*)\.so')
 [ -z "$others" ] || fail "it needs $others"
 "$host" "$library" || fail "a C host could not use it"
 python3 -c "import ctypes, sys

@@ -34,6 +34,7 @@ struct dm_scene_options {
 	uint64_t generation;
 	uint64_t wait_ns;
 	bool memory; /* the context's allocator is a fail_alloc */
+	enum cowsnap_engine engine;
 };
 
 /* What a store's device must show after a crash at this moment. */

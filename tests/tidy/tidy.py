@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Checks the tree against the rules of docs/CONTRIBUTING.md that a machine can check.
+"""Checks the tree against the rules of docs/HACKING.md that a machine can check.
 
     tidy.py [--root DIR] [--library FILE=[HEADER,...]]... [--only RULE] [--list]
 

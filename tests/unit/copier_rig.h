@@ -81,7 +81,10 @@ static inline struct cowsnap_copy_target target(
 
 static inline int copy(struct rig *r, struct cowsnap_copy_target *targets, size_t count)
 {
-	return cowsnap_copier_copy(r->copier, test_device(r->source), targets, count);
+	struct cowsnap_copy copy = {
+		.source = test_device(r->source), .targets = targets, .count = count};
+
+	return cowsnap_copier_copy(r->copier, &copy);
 }
 
 static inline void expect_bytes(

@@ -5,7 +5,7 @@
 #include "support/fail_alloc.h"
 #include "unit/copier_rig.h"
 
-#include "copier.h"
+#include "copier_parts.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -13,8 +13,79 @@
 #include <stdio.h>
 #include <unistd.h>
 
+/* As a thread that waits. */
+static uint64_t reserve(struct cowsnap_copier *copier, uint64_t want, bool *waited)
+{
+	struct cs_credit credit;
+	struct cs_task task;
+
+	cs_task_init(&task, NULL, NULL);
+	*waited = !cs_copier_reserve(
+		copier, cs_copier_flow(copier, NULL, false), &credit, want, &task);
+	if (*waited)
+		cs_task_sleep(&task);
+	return credit.bytes;
+}
+
+static struct cs_copier_io run(struct cowsnap_copier *copier, struct cowsnap_device *source,
+	struct cowsnap_copy_target *targets, size_t count)
+{
+	struct cowsnap_copy copy = {.source = source, .targets = targets, .count = count};
+	struct cs_task task;
+
+	cs_task_init(&task, NULL, NULL);
+	cr_assert(cs_copier_start(copier, &copy, &task));
+	return cs_copier_read(&copy);
+}
+
 /* ---- Credits ----------------------------------------------------------------------------------
  */
+
+struct small_copies {
+	struct cowsnap_copier *copier;
+	atomic_bool *stop;
+	pthread_t thread;
+};
+
+static void *copy_small(void *argument)
+{
+	struct small_copies *s = argument;
+	bool waited;
+
+	while (!atomic_load(s->stop))
+		cs_copier_release(s->copier, reserve(s->copier, 4096, &waited));
+	return NULL;
+}
+
+/* What is set aside for CPUs counts as under way: who wants the whole bound gets it all the
+ * same. */
+Test(copier_threads, who_wants_the_whole_bound_gets_what_lies_idle, .timeout = 120)
+{
+	struct cowsnap_copier_options options = {.size = sizeof(options), .inflight_bytes = MIB};
+	struct small_copies small[3];
+	struct cowsnap_copier *copier;
+	struct cowsnap_ctx *ctx;
+	atomic_bool stop = false;
+	bool waited;
+
+	cr_assert_eq(cowsnap_ctx_create(NULL, &ctx), 0);
+	cr_assert_eq(cowsnap_copier_create(ctx, &options, &copier), 0);
+	for (size_t i = 0; i < sizeof(small) / sizeof(small[0]); i++) {
+		small[i] = (struct small_copies){.copier = copier, .stop = &stop};
+		cr_assert_eq(pthread_create(&small[i].thread, NULL, copy_small, &small[i]), 0);
+	}
+	for (unsigned i = 0; i < 300; i++) {
+		cr_assert_eq(reserve(copier, MIB, &waited), MIB);
+		cr_assert_eq(cs_copier_inflight(copier), MIB, "nobody else has any");
+		cs_copier_release(copier, MIB);
+	}
+	atomic_store(&stop, true);
+	for (size_t i = 0; i < sizeof(small) / sizeof(small[0]); i++)
+		cr_assert_eq(pthread_join(small[i].thread, NULL), 0);
+	cr_assert_eq(cs_copier_inflight(copier), 0);
+	cowsnap_copier_destroy(copier);
+	cr_assert_eq(cowsnap_ctx_destroy(ctx), 0);
+}
 
 Test(copier_threads, nobody_gets_more_than_the_bound)
 {
@@ -25,12 +96,12 @@ Test(copier_threads, nobody_gets_more_than_the_bound)
 
 	cr_assert_eq(cowsnap_ctx_create(NULL, &ctx), 0);
 	cr_assert_eq(cowsnap_copier_create(ctx, &options, &copier), 0);
-	cr_assert_eq(cs_copier_reserve(copier, 60, &waited), 60);
+	cr_assert_eq(reserve(copier, 60, &waited), 60);
 	cr_assert_not(waited);
-	cr_assert_eq(cs_copier_reserve(copier, 40, &waited), 40);
+	cr_assert_eq(reserve(copier, 40, &waited), 40);
 	cs_copier_release(copier, 60);
 	cs_copier_release(copier, 40);
-	cr_assert_eq(cs_copier_reserve(copier, UINT64_MAX, &waited), 100);
+	cr_assert_eq(reserve(copier, UINT64_MAX, &waited), 100);
 	cr_assert_not(waited);
 	cs_copier_release(copier, 100);
 	cowsnap_copier_destroy(copier);
@@ -53,7 +124,7 @@ static void *reserve_often(void *argument)
 	for (int i = 0; i < 5000; i++) {
 		uint64_t want = 1 + seed_below(&seed, 2 * c->bound);
 		bool waited;
-		uint64_t got = cs_copier_reserve(c->copier, want, &waited);
+		uint64_t got = reserve(c->copier, want, &waited);
 
 		if (got != (want < c->bound ? want : c->bound) ||
 			atomic_fetch_add(&c->inside, got) + got > c->bound)
@@ -109,7 +180,7 @@ static void *ask(void *argument)
 	uint64_t got;
 
 	atomic_store(&a->tid, (int)gettid());
-	got = cs_copier_reserve(a->copier, a->want, &a->waited);
+	got = reserve(a->copier, a->want, &a->waited);
 	atomic_store(&a->served, true);
 	cs_copier_release(a->copier, got);
 	return NULL;
@@ -155,7 +226,7 @@ Test(copier_threads, first_come_first_served)
 
 	cr_assert_eq(cowsnap_ctx_create(NULL, &ctx), 0);
 	cr_assert_eq(cowsnap_copier_create(ctx, &options, &copier), 0);
-	cr_assert_eq(cs_copier_reserve(copier, 60, &waited), 60);
+	cr_assert_eq(reserve(copier, 60, &waited), 60);
 	cr_assert_not(start_asking(&small, copier, 10), "it fits and nobody is before it");
 	pthread_join(small.thread, NULL);
 	cr_assert_not(small.waited);
@@ -185,7 +256,7 @@ static void *stand_in_line(void *argument)
 		bool waited;
 
 		pthread_barrier_wait(&line->barrier);
-		cs_copier_reserve(line->copier, 20, &waited);
+		reserve(line->copier, 20, &waited);
 		/* Nobody releases before all have been served. */
 		pthread_barrier_wait(&line->barrier);
 		cs_copier_release(line->copier, 20);
@@ -207,7 +278,7 @@ Test(copier_threads, one_release_may_serve_many)
 	for (int i = 0; i < 5; i++)
 		cr_assert_eq(pthread_create(&thread[i], NULL, stand_in_line, &line), 0);
 	for (int i = 0; i < LINE_ROUNDS; i++) {
-		cr_assert_eq(cs_copier_reserve(line.copier, 100, &waited), 100);
+		cr_assert_eq(reserve(line.copier, 100, &waited), 100);
 		pthread_barrier_wait(&line.barrier);
 		cs_copier_release(line.copier, 100);
 		pthread_barrier_wait(&line.barrier);
@@ -343,23 +414,23 @@ Test(copier_threads, without_memory_nothing_is_left_behind)
 	cr_assert_eq(cs_copier_create(&base, NULL, &copier), 0);
 	fail_alloc_at(mem, 1, true);
 	t = target(&r, 0, 0, MIB, 0);
-	io = cs_copier_run(copier, test_device(r.source), &t, 1);
+	io = run(copier, test_device(r.source), &t, 1);
 	cr_assert_eq(io.reads, 0);
 	cr_assert_eq(t.error, -ENOMEM);
 	cr_assert_eq(test_device_calls(r.source, TEST_IO_READ), 0);
 	fail_alloc_at(mem, 1, false);
-	io = cs_copier_run(copier, test_device(r.source), &t, 1);
+	io = run(copier, test_device(r.source), &t, 1);
 	cr_assert_eq(t.error, 0);
 	cr_assert_eq(io.reads, 16, "with a small buffer");
 	cr_assert_eq(io.read_bytes, MIB);
 	expect_bytes(&r, 0, 0, MIB, 0);
 	/* What is kept is used again. */
-	io = cs_copier_run(copier, test_device(r.source), &t, 1);
+	io = run(copier, test_device(r.source), &t, 1);
 	cr_assert_eq(io.reads, 1);
 	fail_alloc_at(mem, 1, true);
-	io = cs_copier_run(copier, test_device(r.source), &t, 1);
+	io = run(copier, test_device(r.source), &t, 1);
 	t.length = 4096;
-	io = cs_copier_run(copier, test_device(r.source), &t, 1);
+	io = run(copier, test_device(r.source), &t, 1);
 	cr_assert_eq(t.error, 0);
 	cr_assert_eq(fail_alloc_calls(mem), 0);
 	cs_copier_destroy(copier);
@@ -375,6 +446,7 @@ Test(copier_threads, the_public_copy_says_that_memory_is_short)
 		.size = sizeof(options), .allocator = fail_alloc_table(mem)};
 	struct cowsnap_copy_target t;
 	struct cowsnap_copier *copier;
+	struct cowsnap_copy copy;
 	struct cowsnap_ctx *ctx;
 	struct rig r;
 
@@ -382,10 +454,11 @@ Test(copier_threads, the_public_copy_says_that_memory_is_short)
 	cr_assert_eq(cowsnap_ctx_create(&options, &ctx), 0);
 	cr_assert_eq(cowsnap_copier_create(ctx, NULL, &copier), 0);
 	t = target(&r, 0, 0, 100, 0);
+	copy = (struct cowsnap_copy){.source = test_device(r.source), .targets = &t, .count = 1};
 	fail_alloc_at(mem, 1, true);
-	cr_assert_eq(cowsnap_copier_copy(copier, test_device(r.source), &t, 1), -ENOMEM);
+	cr_assert_eq(cowsnap_copier_copy(copier, &copy), -ENOMEM);
 	fail_alloc_at(mem, 0, false);
-	cr_assert_eq(cowsnap_copier_copy(copier, test_device(r.source), &t, 1), 0);
+	cr_assert_eq(cowsnap_copier_copy(copier, &copy), 0);
 	cowsnap_copier_destroy(copier);
 	cr_assert_eq(cowsnap_ctx_destroy(ctx), 0);
 	fail_alloc_destroy(mem);

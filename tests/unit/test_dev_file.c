@@ -12,10 +12,12 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/loop.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -324,6 +326,37 @@ Test(dev_file, direct_without_memory_for_a_bounce_buffer)
 	fail_alloc_destroy(mem);
 	if (rc)
 		cr_skip_test("no direct I/O here");
+}
+
+/* The kernel may have flushed for it, and tells of what was lost once: whoever flushes next must
+ * hear of it. */
+Test(dev_file, a_failed_durable_write_fails_the_next_flush)
+{
+	static _Alignas(4096) uint8_t block[4096];
+	struct cowsnap_ctx *ctx = make_ctx();
+	struct cowsnap_device *d = open_direct(ctx, make_file("volume", 327680));
+	void (*before)(int) = signal(SIGXFSZ, SIG_IGN);
+	struct rlimit limit, short_limit;
+	int rc;
+
+	if (!d) {
+		cr_assert_eq(cowsnap_ctx_destroy(ctx), 0);
+		cr_skip_test("no direct I/O here");
+	}
+	cr_assert_eq(cs_dev_write_durable(d, block, 65536, sizeof(block)), 0);
+	cr_assert_eq(cowsnap_device_flush(d), 0);
+	cr_assert_eq(getrlimit(RLIMIT_FSIZE, &limit), 0);
+	short_limit = limit;
+	short_limit.rlim_cur = 32768;
+	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &short_limit), 0);
+	rc = cs_dev_write_durable(d, block, 65536, sizeof(block));
+	cr_assert_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+	signal(SIGXFSZ, before);
+	cr_assert_eq(rc, -EFBIG, "%d", rc);
+	cr_assert_eq(cowsnap_device_flush(d), -EFBIG);
+	cr_assert_eq(cowsnap_device_flush(d), 0, "it was told");
+	cr_assert_eq(cowsnap_device_close(d), 0);
+	cr_assert_eq(cowsnap_ctx_destroy(ctx), 0);
 }
 
 Test(dev_file, read_only_stays_as_it_is)

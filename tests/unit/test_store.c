@@ -6,6 +6,7 @@
 #include "support/fail_alloc.h"
 #include "support/test.h"
 #include "support/test_device.h"
+#include "support/waits.h"
 
 #include "store.h"
 
@@ -386,9 +387,8 @@ Test(store, a_wait_ends_at_its_deadline)
 	struct rig r;
 
 	set_up(&r, &full_ops, 1, 0);
-	cr_assert_not(cs_store_wait_space(r.store, cs_store_space_epoch(r.store), 1), "long past");
-	cr_assert_not(cs_store_wait_space(
-		r.store, cs_store_space_epoch(r.store), cs_deadline_ns(2000000)));
+	cr_assert_not(wait_space(r.store, cs_store_space_epoch(r.store), 1), "long past");
+	cr_assert_not(wait_space(r.store, cs_store_space_epoch(r.store), cs_deadline_ns(2000000)));
 	tear_down(&r);
 }
 
@@ -402,15 +402,15 @@ Test(store, space_that_came_before_the_wait_is_seen)
 	cr_assert_eq(cs_store_alloc(r.store, 1, &location, &count, &low), 0);
 	epoch = cs_store_space_epoch(r.store);
 	cs_store_free(r.store, location, 1);
-	cr_assert(cs_store_wait_space(r.store, epoch, UINT64_MAX), "free");
+	cr_assert(wait_space(r.store, epoch, UINT64_MAX), "free");
 	epoch = cs_store_space_epoch(r.store);
 	cr_assert_eq(cs_store_set_limit(r.store, 2 * CHUNK), 0);
-	cr_assert(cs_store_wait_space(r.store, epoch, UINT64_MAX), "limit");
+	cr_assert(wait_space(r.store, epoch, UINT64_MAX), "limit");
 	epoch = cs_store_space_epoch(r.store);
 	cr_assert_eq(cs_store_set_limit(r.store, 2000 * CHUNK), -ERANGE);
-	cr_assert_not(cs_store_wait_space(r.store, epoch, 1), "a refused limit is no space");
+	cr_assert_not(wait_space(r.store, epoch, 1), "a refused limit is no space");
 	cs_store_wake(r.store);
-	cr_assert(cs_store_wait_space(r.store, epoch, 1), "a wake, even past the deadline");
+	cr_assert(wait_space(r.store, epoch, 1), "a wake, even past the deadline");
 	tear_down(&r);
 }
 
@@ -425,7 +425,7 @@ static void *sleep_for_space(void *argument)
 	struct sleeper *s = argument;
 	struct cowsnap_store *store = s->rig->store;
 
-	s->woken = cs_store_wait_space(store, cs_store_space_epoch(store), UINT64_MAX);
+	s->woken = wait_space(store, cs_store_space_epoch(store), UINT64_MAX);
 	return NULL;
 }
 
@@ -492,7 +492,7 @@ static void *fight(void *argument)
 		uint64_t epoch = cs_store_space_epoch(r->store);
 
 		while (cs_store_alloc(r->store, 1, &location, &count, &low)) {
-			cs_store_wait_space(r->store, epoch, UINT64_MAX);
+			wait_space(r->store, epoch, UINT64_MAX);
 			epoch = cs_store_space_epoch(r->store);
 		}
 		cs_store_free(r->store, location, count);

@@ -606,3 +606,40 @@ Test(store_dm_open, inspect_refuses_bad_options)
 	cr_assert_eq(cowsnap_dm_inspect(closed, NULL, &report, sizeof(report)), -EBADF);
 	dm_close(&s);
 }
+
+static void *inspect_once(void *user)
+{
+	struct dm_scene *s = user;
+	struct cowsnap_dm_report report;
+
+	return (void *)(intptr_t)cowsnap_dm_inspect(
+		s->at[0].store_device, NULL, &report, sizeof(report));
+}
+
+/* An inspection takes its lock away when it has ended: that must not be the one of a store that was
+ * made meanwhile of the same handle. */
+Test(store_dm_open, no_store_is_made_of_a_device_that_is_looked_at, .timeout = 60)
+{
+	struct test_device *t;
+	struct dm_scene s;
+	pthread_t looker;
+	void *rc;
+	int hold;
+
+	dm_open(&s, NULL);
+	t = s.at[0].store_test;
+	hold = test_device_hold(t, TEST_IO_READ, 0, CHUNK, TEST_HOLD_BEFORE);
+	cr_assert_eq(pthread_create(&looker, NULL, inspect_once, &s), 0);
+	cr_assert(test_device_wait_held(t, hold));
+	cr_assert_eq(dm_create(&s, 0, 0), -EBUSY);
+	cr_assert_eq(test_device_locked(t), COWSNAP_LOCK_SHARED);
+	test_device_release(t, hold);
+	pthread_join(looker, &rc);
+	cr_assert_eq((intptr_t)rc, -ENOENT);
+	cr_assert_eq(test_device_locked(t), COWSNAP_LOCK_NONE);
+	/* And the other way round. */
+	cr_assert_eq(dm_create(&s, 0, 0), 0, "%s", s.line);
+	cr_assert_eq((intptr_t)inspect_once(&s), -EBUSY);
+	cr_assert_eq(test_device_locked(t), COWSNAP_LOCK_EXCLUSIVE);
+	dm_close(&s);
+}

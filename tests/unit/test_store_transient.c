@@ -492,3 +492,34 @@ Test(store_transient, agrees_with_an_array_of_owners)
 	for (size_t i = 0; i < sizeof(chunks) / sizeof(chunks[0]); i++)
 		random_stream(&seed, chunks[i]);
 }
+
+/* What is set aside for CPUs is free: it was told with that counted as used, and forgotten without,
+ * again and again. */
+Test(store_transient, low_water_is_not_told_for_what_is_set_aside)
+{
+	struct cowsnap_ctx *ctx = make_ctx();
+	struct cowsnap_transient_options options = {.size = sizeof(options),
+		.chunk_size_bytes = CHUNK,
+		.limit_bytes = UINT64_C(40000) * CHUNK,
+		.low_water_bytes = UINT64_C(30005) * CHUNK};
+	struct cowsnap_store *store = NULL;
+	uint64_t location, count;
+	bool low;
+
+	cr_assert_eq(cowsnap_store_transient(ctx, &options, &store), 0);
+	/* 10 more than the mark are free, and 63 of them in a lease that was just begun. */
+	while (used(store) < 9985) {
+		cr_assert_eq(cs_store_alloc(store, 1, &location, &count, &low), 0);
+		cr_assert_not(low);
+	}
+	for (unsigned i = 0; i < 100; i++) {
+		cs_store_free(store, location, count);
+		cr_assert_eq(cs_store_alloc(store, 1, &location, &count, &low), 0);
+		cr_assert_not(low);
+	}
+	while (used(store) < 9996) {
+		cr_assert_eq(cs_store_alloc(store, 1, &location, &count, &low), 0);
+		cr_assert_eq(low, used(store) == 9996);
+	}
+	finish(ctx, store);
+}

@@ -288,3 +288,75 @@ Test(store_transient_threads, memory_in_use_is_never_given_back)
 	free((void *)crowd.owner);
 	finish(ctx, crowd.store);
 }
+
+/* ---- Leases --------------------------------------------------------------------------------- */
+
+#define LEASED 40000u       /* chunks: enough that leases are begun, few enough to be used up */
+#define PLACES (4 * LEASED) /* the limit is on a number of chunks, not on where they lie */
+
+struct taker {
+	struct cowsnap_store *store;
+	_Atomic uint32_t *owner;
+	uint64_t taken;
+	bool twice;
+	pthread_t thread;
+};
+
+static void *take_all(void *argument)
+{
+	struct taker *taker = argument;
+	uint64_t location, count;
+
+	while (!taker->twice && !cowsnap_store_alloc(taker->store, 1, &location, &count)) {
+		taker->twice |=
+			location >= PLACES || atomic_exchange(&taker->owner[location], 1) != 0;
+		taker->taken++;
+	}
+	return NULL;
+}
+
+Test(store_transient_threads, what_is_left_in_leases_is_given_out_before_the_store_is_full)
+{
+	struct cowsnap_ctx *ctx = make_ctx();
+	struct cowsnap_store *store = make(ctx, LEASED);
+	struct taker taker[THREADS] = {0};
+	uint64_t taken = 0;
+	_Atomic uint32_t *owner = calloc(PLACES, sizeof(*owner));
+
+	cr_assert_not_null(owner);
+	for (unsigned i = 0; i < THREADS; i++) {
+		taker[i].store = store;
+		taker[i].owner = owner;
+		cr_assert_eq(pthread_create(&taker[i].thread, NULL, take_all, &taker[i]), 0);
+	}
+	for (unsigned i = 0; i < THREADS; i++) {
+		cr_assert_eq(pthread_join(taker[i].thread, NULL), 0);
+		cr_assert_not(taker[i].twice);
+		taken += taker[i].taken;
+	}
+	cr_assert_eq(taken, LEASED);
+	cr_assert_eq(used(store), LEASED);
+	for (uint64_t i = 0; i < PLACES; i++) {
+		if (owner[i])
+			cowsnap_store_free(store, i, 1);
+	}
+	cr_assert_eq(used(store), 0);
+	free((void *)owner);
+	finish(ctx, store);
+}
+
+Test(store_transient_threads, what_is_set_aside_is_not_used)
+{
+	struct cowsnap_ctx *ctx = make_ctx();
+	struct cowsnap_store *store = make(ctx, LEASED);
+	uint64_t location, count;
+
+	cr_assert_eq(cowsnap_store_alloc(store, 1, &location, &count), 0);
+	cr_assert_eq(used(store), 1);
+	cr_assert_eq(cowsnap_store_alloc(store, 3, &location, &count), 0);
+	cr_assert_eq(used(store), 1 + count);
+	/* A lease does not keep the limit from coming down to what is used. */
+	cr_assert_eq(cowsnap_store_set_limit(store, used(store) * CHUNK), 0);
+	cr_assert_eq(cowsnap_store_alloc(store, 1, &location, &count), -ENOSPC);
+	finish(ctx, store);
+}
