@@ -22,6 +22,7 @@ readonly packages=(
 	e2fsprogs
 	file
 	fio
+	gnuplot-nox
 	jq
 	libclang-rt-dev
 	libcriterion-dev
@@ -29,12 +30,14 @@ readonly packages=(
 	libjemalloc-dev
 	libnbd-bin
 	liburcu-dev
+	liburing-dev
 	nbdkit
 	nbdkit-plugin-dev
 	ninja-build
 	pkg-config
 	python3
 	python3-libnbd
+	qemu-system-common
 	qemu-utils
 	socat
 	universal-ctags
