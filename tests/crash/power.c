@@ -173,23 +173,25 @@ static int power_read(void *user, void *buffer, uint64_t offset, uint64_t length
 	return 0;
 }
 
-static int change(struct power *power, enum power_kind kind, const uint8_t *data, uint64_t offset,
-	uint64_t length)
+/* A write under way: what it does, and what will be said of it. */
+struct writing {
+	size_t op;
+	bool noted;
+	int error;
+};
+
+/* With the lock. */
+static struct writing start_change(struct power *power, enum power_kind kind, const uint8_t *data,
+	uint64_t offset, uint64_t length)
 {
 	const struct power_fault *fault;
-	size_t op;
-	int rc;
+	struct writing writing = {.error = -EIO};
 
-	if (power->hook.call)
-		power->hook.call(power->hook.user, kind, offset, length);
-	pthread_mutex_lock(&power->journal->lock);
-	if (is_killed(power)) {
-		pthread_mutex_unlock(&power->journal->lock);
-		return -EIO;
-	}
+	if (is_killed(power))
+		return writing;
 	power->changes++;
 	fault = fault_of_write(power, offset);
-	rc = fault ? fault->error : 0;
+	writing.error = fault ? fault->error : 0;
 	if (fault && fault->effect == POWER_REAR) {
 		uint64_t front = length / 2 / power->traits->unit_bytes * power->traits->unit_bytes;
 
@@ -200,17 +202,31 @@ static int change(struct power *power, enum power_kind kind, const uint8_t *data
 	if (fault)
 		kind = POWER_WRITE;
 	if (!fault || fault->effect != POWER_NOTHING) {
-		op = start_op(power, kind, data, offset, length);
+		writing.op = start_op(power, kind, data, offset, length);
+		writing.noted = true;
 		memcpy(power->live + offset, data, length);
-		if (power->flush_yields) {
-			pthread_mutex_unlock(&power->journal->lock);
-			sched_yield();
-			pthread_mutex_lock(&power->journal->lock);
-		}
-		end_op(power, op);
 	}
+	return writing;
+}
+
+static int change(struct power *power, enum power_kind kind, const uint8_t *data, uint64_t offset,
+	uint64_t length)
+{
+	struct writing writing;
+
+	if (power->hook.call)
+		power->hook.call(power->hook.user, kind, offset, length);
+	pthread_mutex_lock(&power->journal->lock);
+	writing = start_change(power, kind, data, offset, length);
+	if (writing.noted && power->flush_yields) {
+		pthread_mutex_unlock(&power->journal->lock);
+		sched_yield();
+		pthread_mutex_lock(&power->journal->lock);
+	}
+	if (writing.noted)
+		end_op(power, writing.op);
 	pthread_mutex_unlock(&power->journal->lock);
-	return rc;
+	return writing.error;
 }
 
 static int power_write(void *user, const void *buffer, uint64_t offset, uint64_t length)
@@ -264,6 +280,79 @@ static int power_flush(void *user)
 	return fails ? power->flush_fault.error : 0;
 }
 
+/* ---- Submitted to ---------------------------------------------------------------------------- */
+
+/* What a request that was submitted keeps until power_step(). */
+enum { WORD_OP, WORD_NOTED, WORD_ERROR };
+
+static void power_submit(void *user, struct cowsnap_io *io)
+{
+	struct power *power = user;
+	struct writing w = {.error = 0};
+
+	pthread_mutex_lock(&power->journal->lock);
+	switch (io->kind) {
+	case COWSNAP_IO_READ:
+		memcpy(io->buffer, power->live + io->offset, io->length);
+		break;
+	case COWSNAP_IO_WRITE:
+		w = start_change(power, POWER_WRITE, io->buffer, io->offset, io->length);
+		break;
+	case COWSNAP_IO_WRITE_DURABLE:
+		w = start_change(power, POWER_DURABLE, io->buffer, io->offset, io->length);
+		break;
+	case COWSNAP_IO_FLUSH:
+		power->flushes++;
+		w.error = is_killed(power) ? -EIO : 0;
+		w.noted = !w.error;
+		w.op = w.noted ? start_op(power, POWER_FLUSH, NULL, 0, 0) : 0;
+		break;
+	default:
+		w.error = -EOPNOTSUPP;
+	}
+	io->device_words[WORD_OP] = w.op;
+	io->device_words[WORD_NOTED] = w.noted;
+	io->device_words[WORD_ERROR] = (uint64_t)(int64_t)w.error;
+	cr_assert_lt(power->in_flight, POWER_SUBMITTED);
+	power->submitted[power->in_flight++] = io;
+	pthread_mutex_unlock(&power->journal->lock);
+}
+
+/* With the lock. Returns: how it ended. */
+static int end_request(struct power *power, const struct cowsnap_io *io)
+{
+	int error = (int)(int64_t)io->device_words[WORD_ERROR];
+
+	if (io->kind == COWSNAP_IO_FLUSH && !error && strikes(&power->flush_fault)) {
+		lose_pending(power);
+		return power->flush_fault.error;
+	}
+	if (io->device_words[WORD_NOTED])
+		end_op(power, io->device_words[WORD_OP]);
+	return error;
+}
+
+bool power_step(struct power *power, uint64_t pick)
+{
+	struct cowsnap_io *io = NULL;
+	int error = 0;
+
+	pthread_mutex_lock(&power->journal->lock);
+	if (power->in_flight) {
+		struct cowsnap_io **at = &power->submitted[pick % power->in_flight];
+
+		io = *at;
+		*at = power->submitted[--power->in_flight];
+		error = end_request(power, io);
+	}
+	pthread_mutex_unlock(&power->journal->lock);
+	if (io)
+		cowsnap_io_complete(io, error);
+	return io;
+}
+
+/* ---- Making one ------------------------------------------------------------------------------ */
+
 static int power_length(void *user, uint64_t *size_bytes)
 {
 	struct power *power = user;
@@ -284,6 +373,7 @@ int power_open(struct power *power, struct cowsnap_ctx *ctx, struct cowsnap_devi
 		.flush = power->traits->flush ? power_flush : NULL,
 		.write_durable = power->traits->durable ? power_write_durable : NULL,
 		.length = power_length,
+		.submit = power->submits ? power_submit : NULL,
 	};
 	struct cowsnap_device_options options = {
 		.size = sizeof(options),

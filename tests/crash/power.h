@@ -21,11 +21,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define POWER_ORIGIN  0
-#define POWER_STORE   1
-#define POWER_DEVICES 2
-#define POWER_STEP    16
-#define POWER_NEVER   UINT64_MAX
+#define POWER_ORIGIN    0
+#define POWER_STORE     1
+#define POWER_DEVICES   2
+#define POWER_STEP      16
+#define POWER_NEVER     UINT64_MAX
+#define POWER_SUBMITTED 64u /* requests at one time */
 
 enum power_kind {
 	POWER_WRITE,
@@ -131,7 +132,10 @@ struct power {
 	struct power_fault flush_fault;
 	struct power_hook hook;
 	unsigned flush_yields; /* a slow flush: how often it gives the processor away */
-	uint64_t changes;      /* writes that were asked for */
+	bool submits;          /* it can be submitted to; see power_step() */
+	struct cowsnap_io *submitted[POWER_SUBMITTED];
+	unsigned in_flight;
+	uint64_t changes; /* writes that were asked for */
 	uint64_t flushes;
 };
 
@@ -141,6 +145,9 @@ int power_open(struct power *power, struct cowsnap_ctx *ctx, struct cowsnap_devi
 int power_write_durable(void *power, const void *buffer, uint64_t offset, uint64_t length);
 /* Sets area_fault while others write. */
 void power_fail_areas(struct power *power, struct power_fault fault);
+/* One of the requests that were submitted and have not ended ends: the @pick-th, modulo their
+ * number. Returns: false if there is none. */
+bool power_step(struct power *power, uint64_t pick);
 /* It is longer from now on. */
 void power_grow(struct power *power, uint64_t size_bytes);
 

@@ -5,7 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE 4096
+#define PIECE       4096
+#define QUEUE_DEPTH 16u
 
 void rig_init(struct rig *rig, uint64_t origin_capacity, uint64_t store_capacity)
 {
@@ -30,7 +31,12 @@ int rig_start(struct rig *rig, const struct power_traits *const traits[POWER_DEV
 	uint64_t origin_bytes, uint64_t store_bytes)
 {
 	const uint64_t bytes[POWER_DEVICES] = {origin_bytes, store_bytes};
-	int rc = cowsnap_ctx_create(NULL, &rig->ctx);
+	struct cowsnap_ctx_options options = {.size = sizeof(options),
+		.engine = rig->looped ? COWSNAP_ENGINE_LOOP : COWSNAP_ENGINE_INLINE};
+	int rc = cowsnap_ctx_create(&options, &rig->ctx);
+
+	if (!rc && rig->looped)
+		rc = cowsnap_queue_create(rig->ctx, QUEUE_DEPTH, &rig->queue);
 
 	for (unsigned i = 0; i < POWER_DEVICES && !rc; i++) {
 		rig->power[i] = (struct power){
@@ -39,6 +45,7 @@ int rig_start(struct rig *rig, const struct power_traits *const traits[POWER_DEV
 			.traits = traits[i],
 			.live = rig->live[i],
 			.size_bytes = bytes[i],
+			.submits = rig->looped && i == POWER_STORE,
 		};
 		cr_assert_leq(bytes[i], rig->capacity[i]);
 		rc = power_open(&rig->power[i], rig->ctx, &rig->device[i]);
@@ -110,15 +117,12 @@ static void fill(uint8_t *data, uint64_t length, uint64_t stamp)
 		memcpy(data + i, &word, sizeof(word));
 }
 
-int rig_write(struct rig *rig, uint64_t offset, uint64_t length)
+int rig_write_admitted(struct rig *rig, struct cowsnap_op *op, uint64_t offset, uint64_t length)
 {
-	struct cowsnap_op op;
 	uint8_t data[PIECE];
 	uint64_t stamp = atomic_fetch_add_explicit(&rig->stamp, 1, memory_order_relaxed) + 1;
-	int rc = cowsnap_write_begin(rig->origin, COWSNAP_WRITE, offset, length, &op);
+	int rc = 0;
 
-	if (rc)
-		return rc;
 	fill(data, sizeof(data), stamp);
 	while (length > 0 && !rc) {
 		uint64_t piece = length < sizeof(data) ? length : sizeof(data);
@@ -127,8 +131,16 @@ int rig_write(struct rig *rig, uint64_t offset, uint64_t length)
 		offset += piece;
 		length -= piece;
 	}
-	cowsnap_write_end(&op);
+	cowsnap_write_end(op);
 	return rc;
+}
+
+int rig_write(struct rig *rig, uint64_t offset, uint64_t length)
+{
+	struct cowsnap_op op;
+	int rc = cowsnap_write_begin(rig->origin, COWSNAP_WRITE, offset, length, &op);
+
+	return rc ? rc : rig_write_admitted(rig, &op, offset, length);
 }
 
 int rig_drop(struct rig *rig)
@@ -150,6 +162,9 @@ int rig_stop(struct rig *rig)
 		rc = cowsnap_snapshot_deactivate(rig->snapshot);
 		cowsnap_snapshot_unref(rig->snapshot);
 	}
+	last = cowsnap_queue_close(rig->queue);
+	rc = rc ? rc : last;
+	rig->queue = NULL;
 	last = cowsnap_store_close(rig->store);
 	rc = rc ? rc : last;
 	last = cowsnap_origin_close(rig->origin);

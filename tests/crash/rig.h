@@ -14,7 +14,10 @@ struct rig {
 	struct power power[POWER_DEVICES];
 	uint8_t *live[POWER_DEVICES];
 	uint64_t capacity[POWER_DEVICES];
+	/* The store's device is submitted to, and there is a queue. */
+	bool looped;
 	struct cowsnap_ctx *ctx;
+	struct cowsnap_queue *queue;
 	struct cowsnap_device *device[POWER_DEVICES];
 	struct cowsnap_origin *origin;
 	struct cowsnap_store *store;
@@ -37,6 +40,8 @@ int rig_attach(
 int rig_inspect(struct rig *rig, struct cowsnap_dm_report *report);
 /* One bracket with new content. */
 int rig_write(struct rig *rig, uint64_t offset, uint64_t length);
+/* The write itself and the end of its bracket. */
+int rig_write_admitted(struct rig *rig, struct cowsnap_op *op, uint64_t offset, uint64_t length);
 int rig_drop(struct rig *rig);
 /* The process ends. The snapshot stays in the store: nothing is written, which is why this stands
  * for a kill as well. */

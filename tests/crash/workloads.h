@@ -48,5 +48,11 @@ extern const struct workload workload_threads_large_chunks;
 extern const struct workload workload_threads_invalidate;
 extern const struct workload workload_threads_drop;
 extern const struct workload workload_threads_records_fail;
+/* Writers on a queue, whose store is submitted to; variant: how many writes. */
+extern const struct workload workload_loop;
+extern const struct workload workload_loop_large_chunks;
+extern const struct workload workload_loop_and_threads;
+extern const struct workload workload_loop_invalidate;
+extern const struct workload workload_loop_records_fail;
 
 #endif
