@@ -75,6 +75,7 @@ by_pkg_config() { # OUTPUT SOURCE PACKAGE [FLAG...]
 by_pkg_config outside "$work/outside/main.c" cowsnap
 # What README quotes must work for those who only have the package.
 by_pkg_config minimal "$source/examples/minimal.c" cowsnap
+by_pkg_config loop "$source/examples/loop.c" cowsnap
 if [ -n "$jemalloc" ]; then
 	by_pkg_config outside-jemalloc "$work/outside/main.c" cowsnap-jemalloc -DOUTSIDE_JEMALLOC
 	# It must be there when the program starts: too late for its TLS afterwards.
