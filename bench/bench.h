@@ -19,12 +19,15 @@
 #define BENCH_VARIANTS_MAX 24
 #define BENCH_RATIOS_MAX   16
 #define BENCH_NAME_MAX     64
+#define BENCH_DETAILS_MAX  8
 
 struct bench_model; /* model_device.h */
 
 struct bench_options {
 	unsigned repeat;     /* rounds that count; one more before them warms up */
 	unsigned threads;    /* of the variants with several threads */
+	bool threads_given;  /* on the command line */
+	unsigned iodepth;    /* ladder: requests in flight of each thread; 0: the scenario's own */
 	uint64_t ops;        /* operations per thread and round; 0: the scenario's own number */
 	const char *variant; /* a shell pattern: only these variants; NULL: all */
 	const char *allocator_name;
@@ -65,10 +68,12 @@ struct bench_variant {
 	/* The group's. */
 	struct bench_samples samples; /* of all rounds that count */
 	struct bench_samples rounds;  /* the median of each round */
+	struct bench_samples details[BENCH_DETAILS_MAX];
 	bool selected;
 };
 
-/* above[0] + above[1] + ... over below, round by round. */
+/* above[0] + above[1] + ... over below, round by round; without below, what the scenario puts into
+ * rounds. */
 struct bench_ratio {
 	char name[BENCH_NAME_MAX * 2 + 4];
 	const struct bench_variant *above[3];
@@ -85,6 +90,10 @@ struct bench_group {
 	size_t variant_count;
 	struct bench_ratio ratios[BENCH_RATIOS_MAX];
 	size_t ratio_count;
+	/* More columns: what run puts into the details of its variant while the round counts. */
+	const char *detail_names[BENCH_DETAILS_MAX];
+	size_t detail_count;
+	bool counts; /* this round */
 	struct bench_group *next;
 };
 
@@ -211,6 +220,8 @@ struct bench_rig_options {
 };
 
 int bench_context(const struct bench_options *options, struct cowsnap_ctx **ctx);
+int bench_context_engine(const struct bench_options *options, enum cowsnap_engine engine,
+	unsigned workers, struct cowsnap_ctx **ctx);
 /* What was opened before a failure stays for bench_rig_close(). */
 int bench_rig_open(struct bench_rig *rig, const struct bench_options *options,
 	const struct bench_rig_options *what);
@@ -243,5 +254,7 @@ int bench_map(struct bench_report *report, const struct bench_options *options);
 int bench_commit(struct bench_report *report, const struct bench_options *options);
 int bench_persist(struct bench_report *report, const struct bench_options *options);
 int bench_open(struct bench_report *report, const struct bench_options *options);
+int bench_uring(struct bench_report *report, const struct bench_options *options);
+int bench_ladder(struct bench_report *report, const struct bench_options *options);
 
 #endif

@@ -128,6 +128,7 @@ struct bench_ratio *bench_ratio_add(struct bench_group *group, const char *name,
 
 static int run_round(struct bench_group *group, bool counts)
 {
+	group->counts = counts;
 	for (size_t i = 0; i < group->variant_count; i++) {
 		struct bench_variant *variant = &group->variants[i];
 		struct bench_samples samples = {0};
@@ -155,7 +156,7 @@ static double ratio_of_round(const struct bench_ratio *ratio, unsigned round)
 {
 	double above = 0;
 
-	if (!ratio->below->selected)
+	if (!ratio->below || !ratio->below->selected)
 		return NAN;
 	for (size_t i = 0; i < sizeof(ratio->above) / sizeof(ratio->above[0]); i++) {
 		if (!ratio->above[i])

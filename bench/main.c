@@ -11,6 +11,8 @@
 #include <string.h>
 #include <sysexits.h>
 
+#include "load.h"
+
 #ifdef BENCH_JEMALLOC
 #include <cowsnap-jemalloc.h>
 #endif
@@ -30,12 +32,15 @@ static const struct scenario scenarios[] = {
 	{"commit", bench_commit},
 	{"persist", bench_persist},
 	{"open", bench_open},
+	{"uring", bench_uring},
+	{"ladder", bench_ladder},
 };
 
 #define SCENARIO_COUNT (sizeof(scenarios) / sizeof(scenarios[0]))
 
 struct arguments {
 	struct bench_options options;
+	struct load_command load; /* scenario load, which has a report of its own */
 	const char *scenario;
 	const char *json_path;
 	bool json;
@@ -48,11 +53,15 @@ enum {
 	KEY_NO_PIN,
 	KEY_CPU_TIME,
 	KEY_QUICK,
+	KEY_IODEPTH,
 };
 
 static const struct argp_option option_table[] = {
 	{"repeat", 'r', "N", 0, "Rounds that count, 1 to 1000 (default 7, with --quick 3)", 0},
-	{"threads", 't', "N", 0, "Threads of the variants with several, 2 to 32 (default 2)", 0},
+	{"threads", 't', "N", 0,
+		"Threads of the variants with several, 2 to 32 (default 2); ladder: the most", 0},
+	{"iodepth", KEY_IODEPTH, "N", 0,
+		"ladder, load: requests in flight of each thread, 1 to 4096", 0},
 	{"ops", KEY_OPS, "N", 0,
 		"hook, gate, commit: operations per thread and round; map, open: exceptions", 0},
 	{"variant", KEY_VARIANT, "PATTERN", 0, "Only variants whose name matches", 0},
@@ -101,7 +110,7 @@ static void set_allocator(struct argp_state *state, struct bench_options *option
 
 static void set_scenario(struct argp_state *state, struct arguments *args, const char *name)
 {
-	bool known = !strcmp(name, "all");
+	bool known = !strcmp(name, "all") || !strcmp(name, "load");
 
 	if (args->scenario)
 		argp_error(state, "one scenario at a time, not '%s' too", name);
@@ -123,9 +132,13 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 		return 0;
 	case 't':
 		options->threads = (unsigned)parse_number(state, "--threads", text, 2, 32);
+		options->threads_given = true;
 		return 0;
 	case KEY_OPS:
 		options->ops = parse_number(state, "--ops", text, 1, UINT64_C(1) << 40);
+		return 0;
+	case KEY_IODEPTH:
+		options->iodepth = (unsigned)parse_number(state, "--iodepth", text, 1, 4096);
 		return 0;
 	case KEY_VARIANT:
 		options->variant = text;
@@ -149,9 +162,14 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 	case ARGP_KEY_ARG:
 		set_scenario(state, args, text);
 		return 0;
+	case ARGP_KEY_INIT:
+		state->child_inputs[0] = &args->load;
+		return 0;
 	case ARGP_KEY_END:
 		if (!args->scenario)
 			argp_error(state, "which scenario?");
+		if (args->load.any && strcmp(args->scenario, "load"))
+			argp_error(state, "'%s' has no options of load", args->scenario);
 		return 0;
 	default:
 		return ARGP_ERR_UNKNOWN;
@@ -161,6 +179,7 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 static const char scenario_help[] =
 	"Measure what cowsnap costs.\v"
 	"SCENARIO is one of hook, first-touch, take, snapread, gate, map, commit, persist, open, "
+	"ladder, load, "
 	"all. Exit status: 0; 1 if the library or the machine failed; 64 for wrong arguments. A "
 	"missed target is not a failure.";
 
@@ -204,19 +223,40 @@ static int run_scenarios(const struct arguments *args, struct bench_report *repo
 	return err;
 }
 
+static int measure(const struct arguments *args, const char *command)
+{
+	struct bench_report report;
+	int err;
+
+	bench_report_init(&report);
+	err = run_scenarios(args, &report);
+	if (!err && !any_figures(&report)) {
+		fprintf(stderr, "cowsnap-bench: no variant matches '%s'\n", args->options.variant);
+		err = -ENOENT;
+	}
+	if (!err && (!args->json || args->json_path))
+		bench_report_table(&report, command, &args->options);
+	if (!err && args->json)
+		err = bench_report_json(&report, command, &args->options, args->json_path);
+	bench_report_free(&report);
+	return err;
+}
+
 int main(int argc, char **argv)
 {
+	static const struct argp_child children[] = {{&load_argp, 0, NULL, 10}, {0}};
 	static const struct argp argp = {
 		.options = option_table,
 		.parser = parse_option,
 		.args_doc = "SCENARIO",
 		.doc = scenario_help,
+		.children = children,
 	};
 	struct arguments args = {.options = {.threads = 2, .pin = true}};
-	struct bench_report report;
 	char *command = join_command(argc, argv);
 	int err;
 
+	load_command_init(&args.load);
 	argp_err_exit_status = EX_USAGE;
 #ifdef BENCH_JEMALLOC
 	args.options.allocator_name = "jemalloc";
@@ -227,17 +267,11 @@ int main(int argc, char **argv)
 	argp_parse(&argp, argc, argv, 0, NULL, &args);
 	if (!args.options.repeat)
 		args.options.repeat = args.options.quick ? 3 : 7;
-	bench_report_init(&report);
-	err = run_scenarios(&args, &report);
-	if (!err && !any_figures(&report)) {
-		fprintf(stderr, "cowsnap-bench: no variant matches '%s'\n", args.options.variant);
-		err = -ENOENT;
-	}
-	if (!err && (!args.json || args.json_path))
-		bench_report_table(&report, command, &args.options);
-	if (!err && args.json)
-		err = bench_report_json(&report, command, &args.options, args.json_path);
-	bench_report_free(&report);
+	if (!strcmp(args.scenario, "load"))
+		err = load_command_run(
+			&args.options, &args.load, command, args.json, args.json_path);
+	else
+		err = measure(&args, command);
 	free(command);
 	return err ? EXIT_FAILURE : EXIT_SUCCESS;
 }

@@ -36,6 +36,8 @@ void bench_report_free(struct bench_report *report)
 		for (size_t i = 0; i < group->variant_count; i++) {
 			free(group->variants[i].samples.values);
 			free(group->variants[i].rounds.values);
+			for (size_t k = 0; k < group->detail_count; k++)
+				free(group->variants[i].details[k].values);
 		}
 		for (size_t i = 0; i < group->ratio_count; i++)
 			free(group->ratios[i].rounds.values);
@@ -97,14 +99,29 @@ static int decimals(double value)
 	return value < 1000 ? 1 : 0;
 }
 
-static void print_figures(const char *name, const struct bench_samples *samples, double median,
-	const struct bench_target *target)
+/* NULL: of a ratio, which has none. */
+static void print_details(const struct bench_group *group, const struct bench_variant *variant)
 {
+	for (size_t i = 0; i < group->detail_count; i++) {
+		double value = variant ? bench_median(&variant->details[i]) : NAN;
+
+		if (isnan(value))
+			printf(" %10s", variant ? "-" : "");
+		else
+			printf(" %10.*f", decimals(value), value);
+	}
+}
+
+static void print_figures(const struct bench_group *group, const struct bench_variant *variant,
+	const char *name, const struct bench_samples *samples, const struct bench_target *target)
+{
+	double median = bench_median(samples);
 	double least = bench_minimum(samples);
 	double most = bench_maximum(samples);
 
 	printf("  %-50s %10.*f %10.*f %10.*f", name, decimals(median), median, decimals(least),
 		least, decimals(most), most);
+	print_details(group, variant);
 	if (target->bound != BENCH_NO_TARGET)
 		printf("   %s %g %s", target->bound == BENCH_AT_MOST ? "<=" : ">=", target->value,
 			target_met(target, median) ? "met" : "MISSED");
@@ -120,18 +137,21 @@ static void print_group(const struct bench_group *group)
 	if (!any)
 		return;
 	printf("\n%s: %s, %s\n", group->scenario, group->name, group->unit);
-	printf("  %-50s %10s %10s %10s   %s\n", "variant", "median", "min", "max", "target");
+	printf("  %-50s %10s %10s %10s", "variant", "median", "min", "max");
+	for (size_t i = 0; i < group->detail_count; i++)
+		printf(" %10s", group->detail_names[i]);
+	printf("   %s\n", "target");
 	for (size_t i = 0; i < group->variant_count; i++) {
 		const struct bench_variant *v = &group->variants[i];
 
 		if (v->samples.count)
-			print_figures(v->name, &v->samples, bench_median(&v->samples), &v->target);
+			print_figures(group, v, v->name, &v->samples, &v->target);
 	}
 	for (size_t i = 0; i < group->ratio_count; i++) {
 		const struct bench_ratio *r = &group->ratios[i];
 
 		if (r->rounds.count)
-			print_figures(r->name, &r->rounds, bench_median(&r->rounds), &r->target);
+			print_figures(group, NULL, r->name, &r->rounds, &r->target);
 	}
 }
 
@@ -182,6 +202,24 @@ static json_t *figures_json(
 	return object;
 }
 
+static json_t *variant_json(const struct bench_group *group, const struct bench_variant *v)
+{
+	json_t *object = figures_json(v->name, &v->samples, &v->target);
+	json_t *details;
+
+	if (!group->detail_count)
+		return object;
+	details = json_object();
+	for (size_t i = 0; i < group->detail_count; i++) {
+		double value = bench_median(&v->details[i]);
+
+		if (!isnan(value))
+			json_object_set_new(details, group->detail_names[i], json_real(value));
+	}
+	json_object_set_new(object, "details", details);
+	return object;
+}
+
 static json_t *group_json(const struct bench_group *group)
 {
 	json_t *variants = json_array();
@@ -191,8 +229,7 @@ static json_t *group_json(const struct bench_group *group)
 		const struct bench_variant *v = &group->variants[i];
 
 		if (v->samples.count)
-			json_array_append_new(
-				variants, figures_json(v->name, &v->samples, &v->target));
+			json_array_append_new(variants, variant_json(group, v));
 	}
 	for (size_t i = 0; i < group->ratio_count; i++) {
 		const struct bench_ratio *r = &group->ratios[i];

@@ -22,15 +22,23 @@ static void log_line(void *user, enum cowsnap_log_level level, const char *messa
 
 static const struct cowsnap_log bench_log = {.size = sizeof(bench_log), .write = log_line};
 
-int bench_context(const struct bench_options *options, struct cowsnap_ctx **ctx)
+int bench_context_engine(const struct bench_options *options, enum cowsnap_engine engine,
+	unsigned workers, struct cowsnap_ctx **ctx)
 {
 	struct cowsnap_ctx_options ctx_options = {
 		.size = sizeof(ctx_options),
 		.allocator = options->allocator,
 		.log = &bench_log,
+		.engine = engine,
+		.workers = workers,
 	};
 
 	return bench_check(cowsnap_ctx_create(&ctx_options, ctx), "cowsnap_ctx_create");
+}
+
+int bench_context(const struct bench_options *options, struct cowsnap_ctx **ctx)
+{
+	return bench_context_engine(options, COWSNAP_ENGINE_INLINE, 0, ctx);
 }
 
 int bench_device_fill(struct cowsnap_device *device, uint64_t bytes)
