@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-struct parameters parameters;
+struct parameters parameters = {.snapshot_nice = 10};
 
 static unsigned int wait_seconds = 30;
 static bool wait_given;
@@ -56,6 +56,17 @@ static int parse_store_format(const char *value)
 	return 0;
 }
 
+static int parse_nice(const char *key, const char *value)
+{
+	if (nbdkit_parse_unsigned(key, value, &parameters.snapshot_nice) != 0)
+		return -1;
+	if (parameters.snapshot_nice > 19) {
+		nbdkit_error("%s=%s: must be from 0 to 19", key, value);
+		return -1;
+	}
+	return 0;
+}
+
 /* nbdkit changes to / when it goes into the background. Kept until .unload. */
 static int parse_path(const char *key, const char *value, const char **path)
 {
@@ -95,6 +106,8 @@ int parameters_set(const char *key, const char *value)
 		wait_given = true;
 		return nbdkit_parse_unsigned(key, value, &wait_seconds);
 	}
+	if (strcmp(key, "snapshot-nice") == 0)
+		return parse_nice(key, value);
 	nbdkit_error("unknown parameter '%s'", key);
 	return -1;
 }

@@ -21,6 +21,7 @@
 #include <nbdkit-plugin.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 
 /* What .open gives a connection. */
 struct connection {
@@ -31,6 +32,9 @@ struct connection {
 static struct volume volume;
 static struct control *control;
 static bool volume_is_open;
+static int server_nice; /* of the thread that starts, and so of those that follow */
+
+#define NICE_MOST 19
 
 /* nbdkit does not call .close for connections that are open when it is told to end, but their
  * references would keep the store from being closed. Under volume.lock. */
@@ -55,6 +59,7 @@ static int cowsnap_after_fork(void)
 	if (volume_open(&volume, &parameters.volume) != 0)
 		return -1;
 	volume_is_open = true;
+	server_nice = getpriority(PRIO_PROCESS, 0);
 	if (volume_begin(&volume) != 0)
 		return -1;
 	if (control == NULL)
@@ -204,6 +209,19 @@ static int finish(const char *what, int error, uint64_t offset, uint32_t length)
 	return -1;
 }
 
+/* A backup must not push the volume's own requests from the processors. nbdkit gives a connection
+ * threads of its own, so one that reads a snapshot never does anything else. If the system says no,
+ * it goes on as it was. */
+static void step_back(void)
+{
+	int to = server_nice + (int)parameters.snapshot_nice;
+
+	to = to < NICE_MOST ? to : NICE_MOST;
+	/* In Linux both are about this thread only. */
+	if (getpriority(PRIO_PROCESS, 0) < to)
+		setpriority(PRIO_PROCESS, 0, to);
+}
+
 static int cowsnap_pread(
 	void *handle, void *buffer, uint32_t length, uint64_t offset, uint32_t flags)
 {
@@ -211,10 +229,12 @@ static int cowsnap_pread(
 	int error;
 
 	(void)flags;
-	if (connection->snapshot != NULL)
+	if (connection->snapshot != NULL) {
+		step_back();
 		error = cowsnap_snapshot_read(connection->snapshot, buffer, offset, length);
-	else
+	} else {
 		error = cowsnap_device_read(volume.device, buffer, offset, length);
+	}
 	return finish("read", error, offset, length);
 }
 

@@ -2,6 +2,7 @@
 """Many connections, a drop under a reader, clients that die."""
 
 import errno
+import os
 import threading
 
 from rig import check, check_equal, main, seeded, wait_until
@@ -91,6 +92,34 @@ def test_killed_client(rig, server, before):
     server.stop()
 
 
+def niceness(server):
+    """Of all threads of the server, as a set."""
+    found = set()
+    for thread in os.listdir(f"/proc/{server.process.pid}/task"):
+        with open(f"/proc/{server.process.pid}/task/{thread}/stat", encoding="ascii") as stat:
+            found.add(int(stat.read().rpartition(") ")[2].split()[16]))
+    return found
+
+
+def test_step_back(rig, before, nice, *parameters):
+    """A thread that reads a snapshot steps back, one that serves the volume does not."""
+    server = rig.serve(rig.file("volume", before), *parameters)
+    usual = niceness(server)
+    server.ok("take one")
+    live = server.connect()
+    live.pwrite(b"x" * 512, 0)
+    live.pread(512, 0)
+    check_equal(niceness(server), usual, "niceness after requests to the volume")
+    reader = server.connect("one")
+    check_equal(reader.pread(512, 0), before[:512], "the snapshot")
+    wanted = usual | {min(max(usual) + nice, 19)}
+    check_equal(niceness(server), wanted, "niceness after a read of the snapshot")
+    live.shutdown()
+    reader.shutdown()
+    server.ok("drop one")
+    server.stop()
+
+
 def main_test(rig):
     before = seeded().randbytes(SIZE)
     server = rig.serve(rig.file("volume", before))
@@ -100,6 +129,8 @@ def main_test(rig):
     server.ok("drop one")
     server.wait_reclaimed()
     server.stop()
+    test_step_back(rig, before, 10)
+    test_step_back(rig, before, 19, "snapshot-nice=19")
     # Debian 12's nbdkit 1.32.5 aborts, with any plug-in, when a client dies whose requests are
     # in the hands of several threads. With one thread for each connection it does not.
     server = rig.serve(rig.file("volume", before), threads=1)

@@ -92,6 +92,8 @@ def test_drop(volume, failing):
 def test_take(volume, failing):
     """A take that cannot be recorded is none."""
     server = volume.serve(fail=failing)
+    # It answers: so it has opened the store, which a disk that fails would have kept it from.
+    check_equal(volume.names(server), [], "snapshots at the start")
     volume.rig.file("failing", b"")
     server.refused("take two", "EIO")
     check_equal(volume.names(server), [], "snapshots after a take that failed")
