@@ -165,6 +165,11 @@ static bool parse_sim(int key, const char *text, struct argp_state *state, struc
 	}
 }
 
+static bool is_sim(const struct load_command *command)
+{
+	return !strcmp(command->target, "sim");
+}
+
 static error_t parse_load(int key, char *text, struct argp_state *state)
 {
 	static const char *const hooks[] = {"bare", "origin", "snapshot"};
@@ -211,6 +216,10 @@ static error_t parse_load(int key, char *text, struct argp_state *state)
 	case KEY_URING:
 		c->uring = true;
 		return 0;
+	case ARGP_KEY_END:
+		if (c->uring && (is_sim(c) || !strcmp(c->target, "memory")))
+			argp_error(state, "--uring: '%s' is not a file", c->target);
+		return 0;
 	default:
 		return parse_sim(key, text, state, &c->sim) ? 0 : ARGP_ERR_UNKNOWN;
 	}
@@ -230,11 +239,6 @@ struct load_bed {
 	struct cowsnap_store *store;
 	struct cowsnap_snapshot *snapshot;
 };
-
-static bool is_sim(const struct load_command *command)
-{
-	return !strcmp(command->target, "sim");
-}
 
 static int open_file(struct load_bed *bed, unsigned i)
 {

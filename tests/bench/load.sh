@@ -70,6 +70,8 @@ jq -e '.jobs[0] | .read.total_ios + .write.total_ios == 256 and .read.total_ios 
 	"$dir/json" >/dev/null || fail "randrw: reads and writes are not all there are"
 [ "$("$bench" load --shape=help | wc -l)" -ge 8 ] || fail "no list of shapes"
 
+refused load --uring
+refused load --uring --target=sim
 refused load --shape=no-such-shape
 refused load --rw=backwards
 refused load --bs=0
