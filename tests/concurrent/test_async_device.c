@@ -9,6 +9,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #define CHUNK    SCENE_CHUNK
 #define CHUNKS   (SCENE_BYTES / SCENE_CHUNK)
@@ -360,6 +361,111 @@ Test(async_device, cancel_between_two_rounds, .timeout = 60)
 	scene_expect(snapshot, 0, SCENE_BYTES, OLD);
 	scene_drop(snapshot);
 	close_stage(&s, &l);
+}
+
+/* ---- Fairness, and where the I/O is done ----------------------------------------------------- */
+
+#define CROWD 16
+
+/* One copy at a time, and a crowd of writers of one origin: the only one of another origin does not
+ * stand behind them all. */
+Test(async_device, origins_are_served_in_turn, .timeout = 60)
+{
+	struct cowsnap_snapshot *snapshot[SCENE_ORIGINS];
+	struct async crowd[CROWD] = {0}, single = {0};
+	unsigned ended = 0;
+	struct scene s;
+	struct loop l;
+
+	open_stage(&s, &l, &tight, CROWD + 1);
+	for (unsigned o = 0; o < SCENE_ORIGINS; o++)
+		snapshot[o] = scene_take(&s, o, 0, COWSNAP_LOSER_SNAPSHOT);
+	for (unsigned i = 0; i < CROWD; i++)
+		cr_assert_eq(async_begin(&crowd[i], &l, 0, i * CHUNK, CHUNK), COWSNAP_PENDING);
+	cr_assert_eq(async_begin(&single, &l, 1, 0, CHUNK), COWSNAP_PENDING);
+	while (!single.calls) {
+		loop_settle(&l);
+		release_all(s.origin_async, SCENE_ORIGINS, TEST_RELEASE_FIRST);
+		release_all(s.store_async, SCENE_STORES, TEST_RELEASE_FIRST);
+	}
+	for (unsigned i = 0; i < CROWD; i++)
+		ended += crowd[i].calls;
+	cr_assert_leq(ended, 2, "%u of the crowd came first", ended);
+	let_go(&s, &l);
+	for (unsigned i = 0; i < CROWD; i++) {
+		loop_until(&l, &crowd[i]);
+		async_write(&crowd[i], &s, NEW);
+	}
+	async_write(&single, &s, NEW);
+	for (unsigned o = 0; o < SCENE_ORIGINS; o++) {
+		scene_expect(snapshot[o], 0, SCENE_BYTES, OLD);
+		scene_drop(snapshot[o]);
+	}
+	close_stage(&s, &l);
+}
+
+struct local {
+	struct scene *scene;
+	pthread_t thread;
+	unsigned origin;
+	uint64_t tid;
+};
+
+/* Copies each chunk of its origin, four at a time. */
+static void *copy_all(void *argument)
+{
+	struct local *local = argument;
+	struct loop l;
+
+	local->tid = (uint64_t)gettid();
+	loop_open(&l, local->scene, 4);
+	for (uint64_t chunk = 0; chunk < CHUNKS; chunk += 4) {
+		struct async a[4] = {0};
+
+		for (unsigned i = 0; i < 4; i++)
+			cr_assert_eq(
+				async_begin(&a[i], &l, local->origin, (chunk + i) * CHUNK, CHUNK),
+				COWSNAP_PENDING);
+		for (unsigned i = 0; i < 4; i++) {
+			loop_until(&l, &a[i]);
+			async_write(&a[i], local->scene, NEW);
+		}
+	}
+	loop_close(&l);
+	return NULL;
+}
+
+/* Devices complete on threads of their own; reads and writes are issued where they were asked. */
+Test(async_device, copies_stay_on_the_thread_that_polls, .timeout = 60)
+{
+	const struct scene_options options = {
+		.engine = COWSNAP_ENGINE_LOOP, .submits = true, .mode = TEST_ASYNC_FOREIGN};
+	struct cowsnap_thread_io io[4];
+	struct cowsnap_snapshot *snapshot[SCENE_ORIGINS];
+	struct local local[SCENE_ORIGINS];
+	struct scene s;
+
+	scene_open(&s, &options);
+	for (unsigned o = 0; o < SCENE_ORIGINS; o++) {
+		snapshot[o] = scene_take(&s, o, o, COWSNAP_LOSER_SNAPSHOT);
+		local[o] = (struct local){.scene = &s, .origin = o};
+		cr_assert_eq(pthread_create(&local[o].thread, NULL, copy_all, &local[o]), 0);
+	}
+	for (unsigned o = 0; o < SCENE_ORIGINS; o++)
+		cr_assert_eq(pthread_join(local[o].thread, NULL), 0);
+	cr_assert_eq(cowsnap_ctx_thread_io(s.ctx, io, 4), SCENE_ORIGINS);
+	for (unsigned o = 0; o < SCENE_ORIGINS; o++) {
+		const struct cowsnap_thread_io *mine =
+			io[0].thread == local[o].tid ? &io[0] : &io[1];
+
+		cr_assert_eq(mine->thread, local[o].tid);
+		cr_assert_eq(mine->reads, CHUNKS);
+		cr_assert_eq(mine->read_bytes, SCENE_BYTES);
+		cr_assert_eq(mine->writes, CHUNKS);
+		cr_assert_eq(mine->write_bytes, SCENE_BYTES);
+		scene_drop(snapshot[o]);
+	}
+	scene_close(&s);
 }
 
 /* ---- Failures -------------------------------------------------------------------------------- */
