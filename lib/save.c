@@ -194,11 +194,6 @@ static enum cs_step commit(struct cs_save *save);
 
 static enum cs_step copied(struct cs_save *save)
 {
-	struct cs_stats *stats = save->op->origin->stats;
-	struct cs_copier_io io = cs_copier_read(&save->copy);
-
-	cs_stats_add(stats, CS_STAT_ORIGIN_READS, io.reads);
-	cs_stats_add(stats, CS_STAT_ORIGIN_BYTES, io.read_bytes);
 	for (size_t i = 0; i < save->count; i++)
 		save->job[i].error = save->target[i].error;
 	return commit(save);
@@ -320,9 +315,8 @@ static enum cs_step commit(struct cs_save *save)
 
 /* ---- Settle ---------------------------------------------------------------------------------- */
 
-static void settle_job(struct cs_save *save, size_t i)
+static void settle_job(struct cs_save *save, size_t i, struct cs_stats_round *round)
 {
-	struct cs_stats *stats = save->op->origin->stats;
 	const struct cs_save_job *job = &save->job[i];
 	const struct cowsnap_run *run = &save->run[i];
 	struct cowsnap_store *store = job->head->chain->store;
@@ -335,18 +329,21 @@ static void settle_job(struct cs_save *save, size_t i)
 		return;
 	}
 	cowsnap_map_publish(map, run);
-	cs_stats_add(stats, CS_STAT_COPIED_CHUNKS, run->count);
-	cs_stats_add(stats, CS_STAT_COPIED_BYTES, run->count << store->chunk_shift);
+	round->chunks += run->count;
+	round->bytes += run->count << store->chunk_shift;
 }
 
 static enum cs_step settle(struct cs_save *save)
 {
 	struct cowsnap_origin *origin = save->op->origin;
 	struct cowsnap_ctx *ctx = origin->handle.ctx;
+	struct cs_copier_io io = cs_copier_read(&save->copy);
+	struct cs_stats_round round = {.origin_reads = io.reads, .origin_bytes = io.read_bytes};
 
 	for (size_t i = 0; i < save->count; i++)
-		settle_job(save, i);
-	cs_stats_copy(ctx->base.alloc, origin->stats, cs_now_ns(&ctx->base) - save->began_ns);
+		settle_job(save, i, &round);
+	round.took_ns = cs_now_ns(&ctx->base) - save->began_ns;
+	cs_stats_copied(ctx->base.alloc, origin->stats, &round);
 	return after(save);
 }
 

@@ -69,23 +69,35 @@ static struct cs_stats_stripe *mine(const struct cs_stats *stats, struct cs_stat
 	return &stripes[cs_cpu_current() & stats->stripe_mask];
 }
 
+static void add(_Atomic uint64_t *count, uint64_t n)
+{
+	atomic_fetch_add_explicit(count, n, memory_order_relaxed);
+}
+
 void cs_stats_add(struct cs_stats *stats, enum cs_stat which, uint64_t n)
 {
 	struct cs_stats_stripe *stripes = get_stripes(stats);
 	_Atomic uint64_t *count = stripes ? mine(stats, stripes)->count : stats->count;
 
-	atomic_fetch_add_explicit(&count[which], n, memory_order_relaxed);
+	add(&count[which], n);
 }
 
-void cs_stats_copy(
-	const struct cowsnap_allocator *alloc, struct cs_stats *stats, uint64_t duration_ns)
+void cs_stats_copied(const struct cowsnap_allocator *alloc, struct cs_stats *stats,
+	const struct cs_stats_round *round)
 {
-	struct cs_stats_stripe *stripes = get_stripes(stats);
+	struct cs_stats_stripe *stripes = get_stripes(stats), *stripe;
+	_Atomic uint64_t *count;
 
 	if (!stripes)
 		stripes = make_stripes(alloc, stats);
-	if (stripes)
-		cs_hist_record(&mine(stats, stripes)->copy_ns, duration_ns);
+	stripe = stripes ? mine(stats, stripes) : NULL;
+	count = stripe ? stripe->count : stats->count;
+	add(&count[CS_STAT_ORIGIN_READS], round->origin_reads);
+	add(&count[CS_STAT_ORIGIN_BYTES], round->origin_bytes);
+	add(&count[CS_STAT_COPIED_CHUNKS], round->chunks);
+	add(&count[CS_STAT_COPIED_BYTES], round->bytes);
+	if (stripe)
+		cs_hist_record(&stripe->copy_ns, round->took_ns);
 }
 
 static void add_counts(struct cs_stats_sum *sum, const _Atomic uint64_t *count)

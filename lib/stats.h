@@ -56,9 +56,18 @@ struct cs_stats_sum {
 
 struct cs_stats *cs_stats_create(const struct cowsnap_allocator *alloc);
 void cs_stats_destroy(const struct cowsnap_allocator *alloc, struct cs_stats *stats);
+/* What a round of copies comes to. */
+struct cs_stats_round {
+	uint64_t origin_reads;
+	uint64_t origin_bytes;
+	uint64_t chunks; /* saved */
+	uint64_t bytes;
+	uint64_t took_ns;
+};
+
 /* Also splits the counters, if that was not done yet. */
-void cs_stats_copy(
-	const struct cowsnap_allocator *alloc, struct cs_stats *stats, uint64_t duration_ns);
+void cs_stats_copied(const struct cowsnap_allocator *alloc, struct cs_stats *stats,
+	const struct cs_stats_round *round);
 /* Adds an origin that has begun @writes brackets. @sum starts as zeroes. */
 void cs_stats_sum(struct cs_stats_sum *sum, const struct cs_stats *stats, uint64_t writes);
 void cs_stats_report(const struct cs_stats_sum *sum, struct cowsnap_stats *out);
