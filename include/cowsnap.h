@@ -79,6 +79,7 @@ struct cowsnap_allocator;
 struct cowsnap_log;
 struct cowsnap_clock;
 struct cowsnap_take_entry;
+struct cowsnap_dm_options;
 
 struct cowsnap_io;
 struct cowsnap_op;
@@ -107,17 +108,20 @@ COWSNAP_API const char *cowsnap_version(void);
 /* ---- Context -------------------------------------------------------------------------------- */
 
 enum cowsnap_event_type {
-	COWSNAP_EVENT_LOW_WATER = 1, /* the store's free space fell below its low-water mark */
-	COWSNAP_EVENT_FULL = 2,      /* the store could not take a preimage */
-	COWSNAP_EVENT_INVALID = 3,   /* a snapshot was given up; `reason` says why */
+	COWSNAP_EVENT_LOW_WATER = 1,    /* the store's free space fell below its low-water mark */
+	COWSNAP_EVENT_FULL = 2,         /* the store could not take a preimage */
+	COWSNAP_EVENT_INVALID = 3,      /* a snapshot was given up; `reason` says why */
+	COWSNAP_EVENT_MERGED = 4,       /* a snapshot was merged into its origin, and is dropped */
+	COWSNAP_EVENT_MERGE_FAILED = 5, /* a merge has stopped; `reason` says why */
 };
 
 struct cowsnap_event {
 	enum cowsnap_event_type type;
-	int reason;                        /* INVALID and FULL: negative errno of the cause */
-	struct cowsnap_store *store;       /* always set */
-	struct cowsnap_snapshot *snapshot; /* INVALID only; valid during the callback */
-	uint64_t used_bytes;               /* of the store, when the event arose */
+	int reason; /* INVALID, FULL and MERGE_FAILED: negative errno of the cause */
+	struct cowsnap_store *store; /* always set */
+	struct cowsnap_snapshot
+		*snapshot;   /* not of LOW_WATER and FULL; valid during the callback */
+	uint64_t used_bytes; /* of the store, when the event arose */
 	uint64_t limit_bytes;
 };
 
@@ -360,9 +364,11 @@ COWSNAP_API void cowsnap_write_end(struct cowsnap_op *op);
 
 /* ---- Stores --------------------------------------------------------------------------------- */
 
+#define COWSNAP_TRANSIENT_SKIP_ZEROES (UINT32_C(1) << 0) /* preimages of zeroes take no space */
+
 struct cowsnap_transient_options {
 	size_t size;
-	uint32_t flags; /* none defined: 0 */
+	uint32_t flags;
 	uint32_t reserved;
 	uint64_t chunk_size_bytes;     /* a power of two; default 4 KiB */
 	struct cowsnap_device *device; /* NULL: memory, growing as it is used */
@@ -426,10 +432,10 @@ struct cowsnap_store_usage {
 	uint64_t chunk_size_bytes;
 	uint64_t used_bytes; /* preimages that a snapshot can reach, or not yet reclaimed */
 	uint64_t limit_bytes;
-	uint64_t reclaimable_bytes; /* of these, at most: left by drops, for cowsnap_reclaim() */
+	uint64_t reclaimable_bytes; /* of these, at most: for cowsnap_reclaim() */
 	uint64_t high_water_bytes;  /* the most that used_bytes has been */
-	uint64_t map_bytes;         /* memory of the exception maps */
-	uint32_t snapshots;         /* live ones */
+	uint64_t map_bytes;         /* memory of the exception maps, and of what has changed */
+	uint32_t snapshots;         /* live and map-only ones */
 	uint32_t ghosts; /* dropped ones whose map is still needed or not yet reclaimed */
 };
 
@@ -470,11 +476,14 @@ struct cowsnap_trouble {
 	uint64_t length;
 };
 
+/* The snapshot only says which chunks have changed since: no data is saved for it. */
+#define COWSNAP_TAKE_MAP_ONLY (UINT32_C(1) << 0)
+
 struct cowsnap_take_entry {
 	struct cowsnap_origin *origin;
 	struct cowsnap_store *store;
 	enum cowsnap_loser on_full;
-	uint32_t reserved;
+	uint32_t flags;
 	/* Before anybody loses for want of space, the write waits this long for some, from its
 	 * first difficulty on; 0: not at all; UINT64_MAX: for ever. A failed copy is tried again at
 	 * most 8 times in that time, at most a second apart. While a write waits, takes of its
@@ -515,7 +524,8 @@ struct cowsnap_take_options {
  * Returns: 0 (each entry's snapshot is set); -EINVAL (no entries, unknown flag or size, LOSER_ASK
  *	without decide, unknown on_full, an origin and store named twice), -E2BIG, -EBADF (closed
  *	handle), -EXDEV (an origin or a store of another context), -ENOTSUP (the store holds one
- *	snapshot and has it), -ETIMEDOUT (deadline), -ENOMEM, freeze's error, or that of a
+ *	snapshot and has it; a persistent store, and MAP_ONLY), -EBUSY (a snapshot of the origin is
+ *	being merged), -ETIMEDOUT (deadline), -ENOMEM, freeze's error, or that of a
  *	persistent store that could not record the snapshot (-EDEADLK: as for
  *	cowsnap_snapshot_drop()). Nothing was taken then. That a store is on its origin was refused
  *	when the second of them was opened.
@@ -574,7 +584,10 @@ COWSNAP_API int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot);
  * good for nothing but to be closed. Let no bracket be open, and write no more to the origin: that
  * is not saved any more.
  *
- * Returns: 0; -ENOTSUP (the store is not persistent), -EIDRM (dropped or deactivated already).
+ * A merge that was begun is left where it is: it is begun again at the next start.
+ *
+ * Returns: 0; -ENOTSUP (the store is not persistent), -EIDRM (dropped or deactivated already),
+ *	-EBUSY (a thread is in cowsnap_merge_run()), -ENOMEM (of a merge).
  * Context: any thread; waits for a drop of it that is under way; may run in a callback.
  * Lifetime: as for a drop; the state is COWSNAP_SNAPSHOT_DROPPED.
  */
@@ -610,7 +623,8 @@ COWSNAP_API int cowsnap_reclaim(struct cowsnap_ctx *ctx, uint64_t max_chunks);
  * still valid after all of it was read.
  *
  * Returns: 0 (all of it was read); -EINVAL (length 0), -EOVERFLOW, -ERANGE (outside the snapshot),
- *	-EIDRM (dropped), -ESTALE (invalid; cowsnap_snapshot_info() has the reason), -ENOMEM, or the
+ *	-EIDRM (dropped), -ESTALE (invalid; cowsnap_snapshot_info() has the reason), -ENODATA (part
+ *	of it was released, or the snapshot is map-only), -EBUSY (being merged), -ENOMEM, or the
  *	error of the origin's or the store's device. After an error @buffer holds nothing of use.
  * Context: any thread, many at once; blocks on the devices; not in a callback.
  * Lifetime: the caller holds a reference.
@@ -642,7 +656,8 @@ struct cowsnap_extent {
  * @limit: look no further than offset + limit; the extent ends there at the latest. The call takes
  *	one look-up for each 64 chunks and map, so bound it.
  * Returns: 0; -EINVAL (limit 0), -EOVERFLOW, -ERANGE (offset + limit beyond the end), -EIDRM,
- *	-ESTALE as for a read.
+ *	-ESTALE, -EBUSY as for a read, -ENODATA (what is at @offset was released, or the snapshot
+ *	is map-only). An extent ends before what was released.
  * Context: any thread; does not block; may run in a callback. A writer may turn origin into saved
  *	at any moment, never the other way round.
  * Lifetime: the caller holds a reference.
@@ -654,6 +669,8 @@ enum cowsnap_snapshot_state {
 	COWSNAP_SNAPSHOT_ACTIVE = 1,
 	COWSNAP_SNAPSHOT_INVALID = 2,
 	COWSNAP_SNAPSHOT_DROPPED = 3,
+	COWSNAP_SNAPSHOT_MAP_ONLY = 4, /* says what has changed, and cannot be read */
+	COWSNAP_SNAPSHOT_MERGING = 5,  /* read the origin instead: cowsnap_origin_read() */
 };
 
 struct cowsnap_snapshot_info {
@@ -666,6 +683,10 @@ struct cowsnap_snapshot_info {
 	uint64_t chunk_size_bytes;
 	uint64_t saved_chunks; /* in this snapshot's own map; newer maps may hold more for it */
 	uint64_t map_bytes;
+	uint64_t written_chunks;  /* that only this snapshot sees: cowsnap_snapshot_write() */
+	uint64_t released_chunks; /* cowsnap_snapshot_release() */
+	uint32_t overflowed;      /* 1: the last write to it that wanted space found none */
+	uint32_t detached;        /* 1: it needs its origin no more */
 };
 
 /*
@@ -708,6 +729,8 @@ struct cowsnap_stats {
 	uint64_t copy_ns_p99;
 	uint64_t copy_ns_p999;
 	uint64_t copy_ns_max;
+	uint64_t given_bytes; /* preimages that the host handed over, once for each store */
+	uint64_t zero_chunks; /* of copied_chunks, those that take no space, being zeroes */
 };
 
 /*
@@ -750,5 +773,6 @@ COWSNAP_API int cowsnap_ctx_thread_io(
 #include <cowsnap/extend.h>
 #include <cowsnap/persistent.h>
 #include <cowsnap/queues.h>
+#include <cowsnap/snapshots.h>
 
 #endif

@@ -27,7 +27,7 @@ void cowsnap_copier_destroy(struct cowsnap_copier *copier)
 
 static int check_target(const struct cowsnap_copy_target *target)
 {
-	if (!target->device || !target->length)
+	if (!target->device || !target->length || (target->zeroes && !target->part_bytes))
 		return -EINVAL;
 	if (target->offset > UINT64_MAX - target->length ||
 		target->source_offset > UINT64_MAX - target->length)

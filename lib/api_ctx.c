@@ -202,3 +202,8 @@ int cowsnap_ctx_thread_io(struct cowsnap_ctx *ctx, struct cowsnap_thread_io *thr
 {
 	return (int)cs_copier_threads(ctx->copier, threads, count);
 }
+
+int cowsnap_ctx_throttle(struct cowsnap_ctx *ctx, uint64_t bytes_per_s, unsigned share_percent)
+{
+	return cowsnap_copier_throttle(ctx->copier, bytes_per_s, share_percent);
+}

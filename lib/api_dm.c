@@ -31,15 +31,23 @@ int cowsnap_store_dm_create(struct cowsnap_ctx *ctx, const struct cowsnap_dm_opt
 
 struct attaching {
 	struct cowsnap_store *store;
-	struct cowsnap_origin *origin;
+	struct cowsnap_take_entry *entry;
+	struct cs_dm_state *state; /* from another owner; NULL: the records are read */
 	bool valid;
 };
 
 static int load_map(void *user, struct cowsnap_map *map)
 {
 	struct attaching *a = user;
+	struct cowsnap_snapshot *snapshot = a->entry->snapshot;
 
-	return cs_store_dm_attach(a->store, a->origin->device, map, &a->valid);
+	if (!a->state)
+		return cs_store_dm_attach(a->store, a->entry->origin->device, map, &a->valid);
+	if (snapshot->size_bytes > cs_dm_state_snapshot_bytes(a->state))
+		snapshot->size_bytes = cs_dm_state_snapshot_bytes(a->state);
+	atomic_store_explicit(
+		&snapshot->written, cs_dm_state_written(a->state), memory_order_relaxed);
+	return cs_store_dm_attach_state(a->store, a->state, map);
 }
 
 /* Another thread's take keeps a store from being closed, for as long as it lasts. */
@@ -64,24 +72,22 @@ static int check_origin(struct cowsnap_ctx *ctx, const struct cowsnap_take_entry
 	return entry->origin->handle.ctx == ctx ? 0 : -EXDEV;
 }
 
-int cowsnap_store_dm_open(struct cowsnap_ctx *ctx, const struct cowsnap_dm_options *options,
-	struct cowsnap_take_entry *entry, struct cowsnap_store **out)
+/* @state: NULL if there is none. */
+static int open_store(struct cowsnap_ctx *ctx, const struct cowsnap_dm_options *options,
+	struct cs_dm_state *state, struct cowsnap_take_entry *entry, struct cowsnap_store **out)
 {
 	struct cowsnap_device *device = device_of(options);
 	struct cowsnap_store *store = NULL;
-	struct attaching attaching = {.valid = true};
+	struct attaching attaching = {.entry = entry, .state = state, .valid = true};
 	struct cs_attach attach = {.load = load_map, .user = &attaching};
-	int rc = check_origin(ctx, entry);
+	int rc = device ? cs_api_name_device(ctx, device) : 0;
 
-	if (!rc && device)
-		rc = cs_api_name_device(ctx, device);
 	if (rc)
 		return rc;
 	rc = cs_store_dm_open(&ctx->base, options, entry->origin->device, &store);
 	rc = cs_api_store_opened(ctx, rc, device, store, &attaching.store);
 	if (rc)
 		return rc;
-	attaching.origin = entry->origin;
 	entry->store = attaching.store;
 	rc = cs_take_attach(ctx, entry, &attach);
 	if (rc) {
@@ -95,6 +101,39 @@ int cowsnap_store_dm_open(struct cowsnap_ctx *ctx, const struct cowsnap_dm_optio
 	}
 	*out = attaching.store;
 	return 0;
+}
+
+int cowsnap_store_dm_open(struct cowsnap_ctx *ctx, const struct cowsnap_dm_options *options,
+	struct cowsnap_take_entry *entry, struct cowsnap_store **out)
+{
+	int rc = check_origin(ctx, entry);
+
+	return rc ? rc : open_store(ctx, options, NULL, entry, out);
+}
+
+int cowsnap_store_dm_import(struct cowsnap_ctx *ctx, const struct cowsnap_dm_options *options,
+	int (*read)(void *user, void *data, size_t bytes), void *user,
+	struct cowsnap_take_entry *entry, struct cowsnap_store **out)
+{
+	struct cowsnap_device *device = device_of(options);
+	struct cs_dm_import from = {.device = device, .read = read, .user = user};
+	struct cs_dm_state *state;
+	int rc = check_origin(ctx, entry);
+
+	if (!rc && (!read || !device))
+		rc = -EINVAL;
+	if (!rc && cs_handle_closed(&device->handle))
+		rc = -EBADF;
+	if (rc)
+		return rc;
+	/* Nothing is made before all of it has come, and is sound. */
+	from.origin = entry->origin->device;
+	rc = cs_dm_state_read(&ctx->base, &from, &state);
+	if (rc)
+		return rc;
+	rc = open_store(ctx, options, state, entry, out);
+	cs_dm_state_free(state);
+	return rc;
 }
 
 int cowsnap_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation)

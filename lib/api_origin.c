@@ -143,3 +143,33 @@ int cowsnap_origin_stats(struct cowsnap_origin *origin, struct cowsnap_stats *st
 	cs_stats_report(&sum, &report);
 	return cs_result_copy(stats, size, &report, sizeof(report));
 }
+
+static int refuse_size(struct cowsnap_origin *origin, uint64_t size_bytes, int rc)
+{
+	cs_log(&origin->handle.ctx->base, COWSNAP_LOG_ERROR,
+		"origin %s not resized from %llu to %llu bytes: %s", origin->device->name,
+		(unsigned long long)cs_origin_size(origin), (unsigned long long)size_bytes,
+		rc == -ERANGE ? "its device is shorter"
+			      : "snapshots may need what would be cut off");
+	return rc;
+}
+
+int cowsnap_origin_resize(struct cowsnap_origin *origin, uint64_t size_bytes)
+{
+	if (cs_handle_closed(&origin->handle))
+		return -EBADF;
+	if (!size_bytes)
+		size_bytes = cs_dev_size(origin->device);
+	if (size_bytes > cs_dev_size(origin->device))
+		return refuse_size(origin, size_bytes, -ERANGE);
+	if (size_bytes < cs_origin_size(origin))
+		return refuse_size(origin, size_bytes, -ENOTSUP);
+	/* Snapshots keep their size: what is written behind it is nobody's (cs_save_range()). */
+	atomic_store_explicit(&origin->size_bytes, size_bytes, memory_order_relaxed);
+	return 0;
+}
+
+uint64_t cowsnap_origin_size(const struct cowsnap_origin *origin)
+{
+	return cs_handle_closed(&origin->handle) ? 0 : cs_origin_size(origin);
+}

@@ -103,7 +103,9 @@ static void read_own_map(struct cowsnap_snapshot *s, struct cowsnap_snapshot_inf
 	/* Acquire: pairs with unlink_ghost. */
 	if (!atomic_load_explicit(&s->unlinked, memory_order_acquire)) {
 		info->saved_chunks = cowsnap_map_count(&s->map);
-		info->map_bytes = cowsnap_map_memory(&s->map);
+		info->map_bytes = cs_snapshot_map_bytes(s);
+		info->released_chunks = cs_bits_count(&s->released);
+		info->written_chunks = cowsnap_map_count(&s->own);
 	}
 	cs_gate_leave(reads, &pass);
 	cs_reclaim_after_reading(s->chain->store);
@@ -116,6 +118,9 @@ int cowsnap_snapshot_info(
 		.id = snapshot->id,
 		.size_bytes = snapshot->size_bytes,
 		.chunk_size_bytes = cs_store_chunk_bytes(snapshot->chain->store),
+		.overflowed = atomic_load_explicit(&snapshot->overflowed, memory_order_relaxed),
+		/* Acquire: what it needs is in the maps; pairs with cowsnap_snapshot_detach. */
+		.detached = atomic_load_explicit(&snapshot->detached, memory_order_acquire),
 	};
 
 	/* Acquire: the reason; pairs with cs_snapshot_lose. */

@@ -147,14 +147,14 @@ static uint64_t count_snapshots(struct cowsnap_store *store, struct cowsnap_stor
 	cs_mutex_lock(&ctx->admin);
 	for (struct cs_chain *c = store->upper->chains; c; c = c->next_of_store) {
 		for (struct cowsnap_snapshot *s = cs_chain_newest(c); s; s = cs_snapshot_older(s)) {
-			usage->map_bytes += cowsnap_map_memory(&s->map);
-			if (cs_snapshot_live(s)) {
+			usage->map_bytes += cs_snapshot_map_bytes(s);
+			if (cs_snapshot_counts(s))
 				usage->snapshots++;
-				continue;
-			}
-			usage->ghosts++;
-			if (!cs_snapshot_scanned(s))
-				reclaimable += cowsnap_map_count(&s->map);
+			else
+				usage->ghosts++;
+			if (!cs_snapshot_keeps(s) && !cs_snapshot_scanned(s))
+				reclaimable +=
+					cowsnap_map_count(&s->map) + cowsnap_map_count(&s->own);
 		}
 	}
 	cs_mutex_unlock(&ctx->admin);

@@ -23,11 +23,28 @@
  *  C4 A snapshot that was unlinked, and space that was given up, are freed only after everyone who
  *     was inside the store's read gate then has left it.
  *
- *  C5 COWSNAP_LOCATION_NONE in a map: no live snapshot needs this chunk from here; each that is
- *     this old has the chunk in an older map.
+ *  C5 A chunk whose bit is in s->changed, or that is COWSNAP_LOCATION_NONE in its map (where there
+ *     was no memory for the bit): it was written while s was the newest, and no snapshot as old as
+ *     s or older will ever need its preimage from here: each either has it in s's map or an older
+ *     one, or does not need it. So for a bracket it is done, as if it were in the map.
+ *
+ *  C6 A snapshot *needs* a chunk if it is live and has not released it. That is only ever lost:
+ *     who finds that nobody needs a chunk may act on that later, and without a claim.
+ *
+ *  C7 Since snapshot s those chunks have changed that are in the map or the changed bits of one
+ *     among s .. newest. What leaves a map is before that in the map or the bits of the same
+ *     snapshot, or, where that one is a ghost, of the next older one. So a search that goes from
+ *     newest to s cannot miss one. This holds for each s that is live or map-only.
+ *
+ *  C8 Of the chunks behind its end, because its origin has grown since, a snapshot needs and knows
+ *     nothing. None is longer than a newer one of its chain.
+ *
+ * A *map-only* snapshot says what has changed (C7) and has no data: for reclaiming it is a ghost,
+ * for brackets it keeps the chain going.
  *
  * Locking: the links, `next_*` and `live` change under ctx->admin. `newest` and `older` are read
- * without it inside the store's read gate or an origin's bracket.
+ * without it inside the store's read gate or an origin's bracket, or under upper->reclaiming. Bits
+ * of `changed` and `released` are set by any thread, inside one of these.
  *
  * Failure: a snapshot that loses a preimage becomes invalid for good, with its reason; the others
  * of its chain stay what they are.
@@ -35,6 +52,7 @@
 #ifndef CS_CHAIN_H
 #define CS_CHAIN_H
 
+#include "bits.h"
 #include "ctx.h"
 #include "gate.h"
 #include "map.h"
@@ -43,6 +61,8 @@
 
 struct cowsnap_origin;
 struct cs_chain;
+struct cs_merge;
+struct cs_merge_ops;
 
 /* What a bracket of one generation must save into: for each chain, its newest snapshot then. */
 struct cs_head {
@@ -55,6 +75,9 @@ struct cs_heads {
 	atomic_bool withdrawn;
 	uint32_t refs;                  /* slots that hold it; under ctx->admin */
 	struct cowsnap_snapshot *owner; /* it is inside this snapshot; NULL: allocated */
+	struct cs_merge
+		*merge; /* of the origin, while brackets of this generation enter; or NULL */
+	const struct cs_merge_ops *merge_ops; /* with it; origin.h */
 	size_t count;
 	size_t room; /* heads allocated */
 	struct cs_head *head;
@@ -83,6 +106,18 @@ struct cowsnap_snapshot {
 	void *user;
 
 	struct cowsnap_map map;
+	struct cs_bits changed;  /* C5 */
+	struct cs_bits released; /* by the host: read, and not needed any more */
+	/* What was written to this snapshot, for it alone: found before the chain's maps. NONE: it
+	 * was, and is not kept any more. Not in stores of a single snapshot. */
+	struct cowsnap_map own;
+	struct cowsnap_map rewriting; /* claims of chunks that get space of their own */
+	_Atomic uint32_t writers;     /* to it, under way; snapshot_write.c */
+	atomic_bool overflowed;       /* the last of them that wanted space found none */
+	atomic_bool detaching;        /* a thread is at it; detach.c */
+	atomic_bool detached;         /* it needs its origin no more */
+	uint64_t detach_next;         /* chunk; of who is detaching */
+	atomic_bool written;          /* `map` may have what was written to it, beside preimages */
 	struct cs_heads solo; /* the heads of its origin, where this chain is the only one */
 	struct cs_head solo_head;
 };
@@ -96,10 +131,13 @@ struct cs_chain {
 	struct cs_chain *next_of_origin;
 	struct cs_chain *next_of_store;
 	_Atomic(struct cowsnap_snapshot *) newest;
-	_Atomic uint32_t live;      /* ACTIVE snapshots; 0: writers need not save anything */
-	_Atomic uint32_t ghosted;   /* snapshots that have become ghosts */
-	bool pinned;                /* a reclaimer is at it; under ctx->admin */
-	_Atomic uint32_t snapshots; /* that exist, linked or only held by the host */
+	_Atomic uint32_t live;    /* that are neither dropped nor invalid; 0: writers need not save
+				     * or record anything */
+	_Atomic uint32_t ghosted; /* moments at which some snapshot came to need less */
+	bool pinned;              /* a reclaimer is at it; under ctx->admin */
+	bool merging;             /* nothing is reclaimed: one is merged; under upper->reclaiming */
+	bool kept;                /* its newest map is being read, live or not; under ctx->admin */
+	_Atomic uint32_t snapshots;               /* that exist, linked or only held by the host */
 	_Atomic(struct cowsnap_snapshot *) spare; /* memory for the next one */
 	struct cowsnap_snapshot *taken;           /* by the take in progress; under ctx->taking */
 };
@@ -125,6 +163,100 @@ static inline bool cs_snapshot_live(const struct cowsnap_snapshot *s)
 {
 	/* Acquire: pairs with cs_snapshot_lose and cowsnap_snapshot_drop. */
 	return atomic_load_explicit(&s->state, memory_order_acquire) == COWSNAP_SNAPSHOT_ACTIVE;
+}
+
+/* Does it need to be told of writes: live, map-only or being merged? */
+static inline bool cs_snapshot_counts(const struct cowsnap_snapshot *s)
+{
+	/* Acquire: pairs with cs_snapshot_lose and cowsnap_snapshot_drop. */
+	int state = atomic_load_explicit(&s->state, memory_order_acquire);
+
+	return state != COWSNAP_SNAPSHOT_INVALID && state != COWSNAP_SNAPSHOT_DROPPED;
+}
+
+/* How many chunks the image of a snapshot has. */
+static inline uint64_t cs_snapshot_chunks(const struct cowsnap_snapshot *s)
+{
+	return ((s->size_bytes - 1) >> s->chain->store->chunk_shift) + 1;
+}
+
+/* Those of these chunks that the image of @s has: its origin may have grown since (C8). */
+static inline uint64_t cs_snapshot_inside_mask(
+	const struct cowsnap_snapshot *s, uint64_t first, unsigned count)
+{
+	uint64_t chunks = cs_snapshot_chunks(s);
+
+	if (first >= chunks)
+		return 0;
+	if (count > chunks - first)
+		count = (unsigned)(chunks - first);
+	return ~UINT64_C(0) >> (64 - count);
+}
+
+/* C6: a bit for each of these chunks that @s needs; they are of one group of 64. */
+static inline uint64_t cs_snapshot_needs_mask(
+	const struct cowsnap_snapshot *s, uint64_t first, unsigned count)
+{
+	uint64_t all = cs_snapshot_inside_mask(s, first, count);
+
+	if (!cs_snapshot_live(s))
+		return 0;
+	if (cs_likely(!cs_bits_any(&s->released)))
+		return all;
+	return all & ~cs_bits_window(&s->released, first, count);
+}
+
+static inline bool cs_snapshot_needs(const struct cowsnap_snapshot *s, uint64_t chunk)
+{
+	return cs_snapshot_needs_mask(s, chunk, 1);
+}
+
+/* Is all that its map lacks to be saved, without a look at single chunks? */
+static inline bool cs_snapshot_plain(const struct cowsnap_snapshot *s)
+{
+	return cs_snapshot_live(s) && !cs_bits_any(&s->changed) && !cs_bits_any(&s->released);
+}
+
+/* Of these chunks, of one group of 64, those that are done: a bit each. The map first: what leaves
+ * it has its bit before that. */
+static inline uint64_t cs_snapshot_done_mask(
+	const struct cowsnap_snapshot *s, uint64_t first, unsigned count)
+{
+	uint64_t mask = cs_map_done_mask(&s->map, first, count);
+
+	return cs_bits_any(&s->changed) ? mask | cs_bits_window(&s->changed, first, count) : mask;
+}
+
+/* Has it data of its own that must stay: live, or being merged? */
+static inline bool cs_snapshot_keeps(const struct cowsnap_snapshot *s)
+{
+	/* Acquire: pairs with cs_snapshot_lose and cowsnap_snapshot_drop. */
+	int state = atomic_load_explicit(&s->state, memory_order_acquire);
+
+	return state == COWSNAP_SNAPSHOT_ACTIVE || state == COWSNAP_SNAPSHOT_MERGING;
+}
+
+/* May it be given up: live or map-only? */
+static inline bool cs_snapshot_can_lose(const struct cowsnap_snapshot *s)
+{
+	/* Acquire: pairs with cs_snapshot_lose and cowsnap_snapshot_drop. */
+	int state = atomic_load_explicit(&s->state, memory_order_acquire);
+
+	return state == COWSNAP_SNAPSHOT_ACTIVE || state == COWSNAP_SNAPSHOT_MAP_ONLY;
+}
+
+static inline uint64_t cs_snapshot_map_bytes(const struct cowsnap_snapshot *s)
+{
+	return cowsnap_map_memory(&s->map) + cowsnap_map_memory(&s->own) - sizeof(s->own) +
+	       cs_bits_memory(&s->changed) + cs_bits_memory(&s->released);
+}
+
+/* How many of the chunks from @chunk on, and before @end, are in its group of 64. */
+static inline unsigned cs_window_count(uint64_t chunk, uint64_t end)
+{
+	uint64_t in_group = 64 - chunk % 64;
+
+	return (unsigned)(end - chunk < in_group ? end - chunk : in_group);
 }
 
 /* A reference to a snapshot of a take in progress, which no other thread counts for. */
@@ -174,31 +306,51 @@ static inline bool cs_chain_idle(const struct cs_chain *chain)
 	return atomic_load_explicit(&chain->snapshots, memory_order_acquire) == 0;
 }
 
-/* Does a live snapshot need this chunk saved, given that @newest is where it would go and has not
- * got it? Inside a bracket. */
+/* Of these chunks, of one group of 64, those that some snapshot needs from the map of @snapshot,
+ * given that this has not got them: @snapshot itself, or an older one. Inside the store's read
+ * gate, or under upper->reclaiming. */
+uint64_t cs_chain_needs_mask(
+	const struct cowsnap_snapshot *snapshot, uint64_t first, unsigned count);
+/* The same for one chunk and the newest snapshot, inside a bracket. */
 bool cs_chain_needs(
 	const struct cs_chain *chain, const struct cowsnap_snapshot *newest, uint64_t chunk);
 
-/* Calls @visit for each live snapshot that needs @chunk saved into @newest. Inside a bracket. */
-void cs_chain_each_needing(struct cowsnap_snapshot *newest, uint64_t chunk,
+/* Calls @visit for each snapshot that needs @chunk saved into @newest; @recorded: for each that
+ * needs to know at least that it has changed. Inside the store's read gate. */
+void cs_chain_each_needing(struct cowsnap_snapshot *newest, uint64_t chunk, bool recorded,
 	void (*visit)(void *user, struct cowsnap_snapshot *snapshot), void *user);
+
+/* Frees maps and bits of a snapshot in which nobody looks any more. */
+void cs_snapshot_free_maps(struct cowsnap_snapshot *snapshot);
 
 struct cowsnap_snapshot *cs_snapshot_create(
 	struct cs_chain *chain, uint64_t size_bytes, const struct cowsnap_take_entry *entry);
 void cs_snapshot_put(struct cowsnap_snapshot *snapshot);
-/* Gives a live snapshot up for @reason, which its store has recorded; tells the host. Inside a
+/* Gives a snapshot up for @reason, which its store has recorded; tells the host. Inside a
  * bracket. */
 void cs_snapshot_lose(
 	struct cowsnap_snapshot *snapshot, int reason, uint64_t offset, uint64_t length);
 /* Its store said at open that it is invalid. */
 void cs_snapshot_found_invalid(struct cowsnap_snapshot *snapshot);
-/* No longer a snapshot. @record: a persistent store makes that durable first. Returns: 0, -EIDRM,
- * or the error of the store: then it is as before. */
-int cs_snapshot_end(struct cowsnap_snapshot *snapshot, bool record);
+/* No longer a snapshot. @record: a persistent store makes that durable first. @merging: also if it
+ * is being merged. Returns: 0, -EIDRM, -EBUSY (it is), or the error of the store: then it is as
+ * before. */
+int cs_snapshot_end(struct cowsnap_snapshot *snapshot, bool record, bool merging);
+/* The same for who holds its persistent store, which is given up; -EBUSY if it is being merged. */
+int cs_snapshot_end_held(struct cowsnap_snapshot *snapshot);
+
+/* The same of one that is live, and without a record: somebody else goes on with it. Returns: 0;
+ * -EBUSY (being merged), -ENODATA (not live). */
+int cs_snapshot_hand_over(struct cowsnap_snapshot *snapshot);
+
+/* Waits for writes to a snapshot that lets no more begin. Returns: false: there are some still. */
+bool cs_snapshot_await_writers(struct cowsnap_snapshot *snapshot, uint64_t deadline_ns);
 
 /* A snapshot of the chain has become a ghost: there may be something to reclaim. */
 void cs_chain_ghosted(struct cs_chain *chain);
 
+/* Tells the host of the end of a merge. */
+void cs_event_snapshot(struct cowsnap_snapshot *snapshot, enum cowsnap_event_type type, int reason);
 /* Tells the host that the store is low or full. */
 void cs_event_store(struct cowsnap_store *store, enum cowsnap_event_type type, int reason);
 

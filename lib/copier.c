@@ -193,6 +193,21 @@ bool cs_copier_unthrottle(struct cowsnap_copier *c, struct cs_waiter *waiter)
 	return waited;
 }
 
+void cs_copier_pace(struct cowsnap_copier *c, uint64_t bytes)
+{
+	struct cs_task task;
+	uint64_t until_ns;
+
+	cs_task_init(&task, NULL, NULL);
+	while ((until_ns = cs_copier_admit(c, bytes, &task.waiter))) {
+		task.deadline_ns = until_ns;
+		cs_task_sleep(&task);
+		/* If it is not in the list any more, its wake is on its way. */
+		if (task.timed_out && !cs_copier_unthrottle(c, &task.waiter))
+			cs_task_sleep(&task);
+	}
+}
+
 void cs_copier_piece_begins(struct cowsnap_copier *c)
 {
 	cs_mutex_lock(&c->throttle_lock);

@@ -85,12 +85,21 @@ bool cs_copier_start(
 /* Begins no more pieces of a copy that is under way, on its queue's thread; what then has not got
  * all has -ECANCELED. The task is woken as ever. */
 void cs_copier_stop(struct cowsnap_copy *copy);
+/* Are these bytes zero? Mostly the first word says no. */
+bool cs_copier_all_zero(const void *of, uint64_t count);
 /* What became of a copy that is done. */
 struct cs_copier_io cs_copier_read(const struct cowsnap_copy *copy);
 
 /* Throttles background copies, as the public function says. */
 void cs_copier_set_throttle(
 	struct cowsnap_copier *copier, uint64_t bytes_per_s, unsigned share_percent);
+
+/* For background work of other kinds, on a thread that waits: until the throttle lets it go on with
+ * @bytes. The caller holds no credits, no claim and is in no gate. */
+void cs_copier_pace(struct cowsnap_copier *copier, uint64_t bytes);
+/* A background piece begins, and ends: for the throttle's share of time. */
+void cs_copier_piece_begins(struct cowsnap_copier *copier);
+void cs_copier_piece_ends(struct cowsnap_copier *copier);
 
 /* Which thread this is, counted from 0 in the order in which they asked, so that workers which copy
  * are not counted; any number for one beyond the first 255. */

@@ -97,8 +97,5 @@ static inline void cs_copier_count(const struct cowsnap_copier *copier,
 uint64_t cs_copier_admit(struct cowsnap_copier *copier, uint64_t bytes, struct cs_waiter *waiter);
 /* Waits no longer for the throttle. Returns: false if the wake is on its way. */
 bool cs_copier_unthrottle(struct cowsnap_copier *copier, struct cs_waiter *waiter);
-/* A background piece begins, and ends. */
-void cs_copier_piece_begins(struct cowsnap_copier *copier);
-void cs_copier_piece_ends(struct cowsnap_copier *copier);
 
 #endif

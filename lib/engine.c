@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <string.h>
 
 struct cs_copier_io cs_copier_read(const struct cowsnap_copy *copy)
 {
@@ -93,6 +94,53 @@ uint64_t cs_plan_length(const struct cs_plan *plan, uint64_t from)
 	uint64_t end = (from + length) & ~(plan->align - 1);
 
 	return length == plan->piece_bytes && end > from ? end - from : length;
+}
+
+bool cs_copier_all_zero(const void *of, uint64_t count)
+{
+	const uint8_t *bytes = of;
+	uint64_t word;
+
+	if (count < sizeof(word))
+		return count == 0 || (!bytes[0] && !memcmp(bytes, bytes + 1, count - 1));
+	memcpy(&word, bytes, sizeof(word));
+	return !word && !memcmp(bytes, bytes + sizeof(word), count - sizeof(word));
+}
+
+/* Is the part that begins at @at, and has the bytes from there to @end before it, zero, and one of
+ * those that are looked at? Gets where it ends. */
+static bool zero_part(const struct cowsnap_copy_target *t, const uint8_t *bytes, uint64_t at,
+	uint64_t end, uint64_t *part_end)
+{
+	uint64_t i = (at - t->source_offset) / t->part_bytes;
+	uint64_t begin = t->source_offset + i * t->part_bytes;
+
+	*part_end = begin + t->part_bytes;
+	if (*part_end > cs_target_end(t))
+		*part_end = cs_target_end(t);
+	return i < 64 && begin == at && *part_end <= end &&
+	       cs_copier_all_zero(bytes, *part_end - at);
+}
+
+bool cs_target_sift(
+	const struct cowsnap_copy_target *t, const uint8_t *bytes, uint64_t *from, uint64_t *end)
+{
+	uint64_t begin = *from, at = *from, stop;
+
+	if (!t->zeroes)
+		return true;
+	while (at < *end && zero_part(t, bytes + (at - begin), at, *end, &stop)) {
+		*t->zeroes |= UINT64_C(1) << (at - t->source_offset) / t->part_bytes;
+		at = stop;
+	}
+	*from = at;
+	for (stop = at; at < *end; at = stop) {
+		if (zero_part(t, bytes + (at - begin), at, *end, &stop) && at > *from) {
+			*end = at;
+			return true;
+		}
+	}
+	return *from < *end;
 }
 
 bool cs_plan_large(const struct cs_plan *plan)

@@ -87,6 +87,12 @@ static inline bool cs_target_wants(
 	return true;
 }
 
+/* Of what a target wants of a piece, [*from, *end) with the bytes at @bytes: cuts it to the first
+ * part that is to be written, and notes zeroes that come before it. Returns: false if nothing is
+ * left. */
+bool cs_target_sift(const struct cowsnap_copy_target *target, const uint8_t *bytes, uint64_t *from,
+	uint64_t *end);
+
 static inline void cs_target_fails(struct cowsnap_copy_target *target, int error)
 {
 	if (!target->error)

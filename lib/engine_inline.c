@@ -95,14 +95,11 @@ static void count_write(struct loop *loop, uint64_t length)
 	cs_copier_count(loop->copier, loop->entry, &loop->entry->write_bytes, length);
 }
 
-static void write_target(
-	struct loop *loop, struct cowsnap_copy_target *t, uint64_t piece, uint64_t end)
+static void write_part(struct loop *loop, struct cowsnap_copy_target *t, uint64_t piece,
+	uint64_t from, uint64_t end)
 {
-	uint64_t from = piece;
 	uint64_t pad;
 
-	if (!cs_target_wants(t, &from, &end))
-		return;
 	pad = cs_plan_padding(&loop->plan, t, from, end);
 	if (cs_unlikely(pad)) {
 		/* Nobody else wants what is behind the end of the source. */
@@ -112,6 +109,19 @@ static void write_target(
 	t->error = cs_dev_write(t->device, loop->buffer + (from - piece),
 		t->offset + (from - t->source_offset), end - from + pad);
 	count_write(loop, end - from + pad);
+}
+
+static void write_target(
+	struct loop *loop, struct cowsnap_copy_target *t, uint64_t piece, uint64_t piece_end)
+{
+	uint64_t from = piece, end = piece_end;
+
+	while (from < piece_end && cs_target_wants(t, &from, &end) &&
+		cs_target_sift(t, loop->buffer + (from - piece), &from, &end)) {
+		write_part(loop, t, piece, from, end);
+		from = end;
+		end = piece_end;
+	}
 }
 
 static void zero_target(
@@ -149,21 +159,6 @@ static void copy_piece(struct loop *loop, uint64_t from, uint64_t length)
 
 /* ---- Background ------------------------------------------------------------------------------ */
 
-static void wait_for_throttle(struct cowsnap_copier *c, uint64_t bytes)
-{
-	struct cs_task task;
-	uint64_t until_ns;
-
-	cs_task_init(&task, NULL, NULL);
-	while ((until_ns = cs_copier_admit(c, bytes, &task.waiter))) {
-		task.deadline_ns = until_ns;
-		cs_task_sleep(&task);
-		/* If it is not in the list any more, its wake is on its way. */
-		if (task.timed_out && !cs_copier_unthrottle(c, &task.waiter))
-			cs_task_sleep(&task);
-	}
-}
-
 /* Credits only after the wait for the throttle: nobody is to wait for one that is held back. */
 static void copy_in_background(struct loop *loop, uint64_t from, uint64_t length)
 {
@@ -171,7 +166,7 @@ static void copy_in_background(struct loop *loop, uint64_t from, uint64_t length
 	struct cs_credit credit;
 	struct cs_task task;
 
-	wait_for_throttle(c, length);
+	cs_copier_pace(c, length);
 	cs_task_init(&task, NULL, NULL);
 	if (!cs_copier_reserve(
 		    c, cs_copier_flow(c, loop->plan.source, true), &credit, length, &task))

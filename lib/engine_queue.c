@@ -56,6 +56,7 @@ struct cs_piece {
 	uint64_t end;
 	uint64_t credit_bytes; /* of the background */
 	size_t target;         /* the next to look at */
+	uint64_t at;           /* what of it lies before is written or under way */
 	unsigned open;         /* writes under way */
 	struct slot *free;
 	struct slot slot[PIECE_WRITES]; /* the first does the read */
@@ -308,13 +309,21 @@ static bool write_piece(struct cs_piece *piece)
 {
 	const struct cs_plan *plan = &piece->run->plan;
 
-	for (; piece->free && piece->target < plan->count; piece->target++) {
+	while (piece->free && piece->target < plan->count) {
 		struct cowsnap_copy_target *target = &plan->targets[piece->target];
-		uint64_t from = piece->from, end = piece->end;
+		uint64_t from = piece->at > piece->from ? piece->at : piece->from;
+		uint64_t end = piece->end;
 		struct slot *slot = piece->free;
 
-		if (!cs_target_wants(target, &from, &end))
+		if (from >= end || !cs_target_wants(target, &from, &end) ||
+			(plan->source &&
+				!cs_target_sift(target, piece->buffer + (from - piece->from), &from,
+					&end))) {
+			piece->target++;
+			piece->at = 0;
 			continue;
+		}
+		piece->at = end;
 		piece->free = slot->next;
 		piece->open++;
 		set_write(slot, target, from, end);
@@ -381,6 +390,7 @@ static bool start_piece(struct cs_piece *piece)
 	int error;
 
 	piece->target = 0;
+	piece->at = 0;
 	if (!run->plan.source)
 		return write_piece(piece);
 	io->kind = COWSNAP_IO_READ;

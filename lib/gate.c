@@ -108,6 +108,15 @@ bool cs_gate_await_drain(struct cs_gate *gate, struct cs_waiter *waiter)
 	return !drained;
 }
 
+void cs_gate_await_leave(struct cs_gate *gate, struct cs_waiter *waiter)
+{
+	cs_mutex_lock(&gate->lock);
+	/* seq_cst: announce, then look; pairs with cs_gate_take_back. */
+	atomic_fetch_add_explicit(&gate->drainers, 1, memory_order_seq_cst);
+	cs_waitlist_add(&gate->left, waiter);
+	cs_mutex_unlock(&gate->lock);
+}
+
 bool cs_gate_forsake_drain(struct cs_gate *gate, struct cs_waiter *waiter)
 {
 	bool waited;

@@ -136,7 +136,10 @@ bool cs_gate_slot_drained(struct cs_gate *gate, uint32_t slot);
 /* To wait until cs_gate_drained(). Returns: false if it is. True: @waiter will be woken, once, when
  * it may be; then look again. The owner's, as the look is. */
 bool cs_gate_await_drain(struct cs_gate *gate, struct cs_waiter *waiter);
-/* Waits no longer. Any thread. Returns: false if the wake has come or is on its way. */
+/* @waiter will be woken, once, when somebody leaves, of whatever generation. Look afterwards, and
+ * sleep if it was in vain. Any thread. */
+void cs_gate_await_leave(struct cs_gate *gate, struct cs_waiter *waiter);
+/* Ends either wait. Any thread. Returns: false if the wake has come or is on its way. */
 bool cs_gate_forsake_drain(struct cs_gate *gate, struct cs_waiter *waiter);
 
 /* A slot to switch to. Returns: CS_GATE_SLOTS if somebody is in each. */

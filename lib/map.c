@@ -255,7 +255,7 @@ static void end_part(struct cowsnap_map *map, const struct cowsnap_run *run, uin
 {
 	struct cs_leaf *leaf = cs_map_leaf(map, first);
 	uint64_t bits = cs_leaf_bits((unsigned)(first % CS_LEAF_CHUNKS), count);
-	unsigned step = run->location == COWSNAP_LOCATION_NONE ? 0 : 1;
+	unsigned step = run->location <= COWSNAP_LOCATION_MAX;
 	struct cs_map_body *body = cs_map_body(map);
 	struct cowsnap_map_waiter *waiters = NULL;
 	struct cs_stripe *stripe;

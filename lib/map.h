@@ -25,6 +25,15 @@ static inline void cs_map_init(struct cowsnap_map *map, const struct cowsnap_all
 	atomic_init(&map->body, NULL);
 }
 
+/* What is in @from is in @to, which was empty. Nobody uses either; both have the same allocator. */
+static inline void cs_map_move(struct cowsnap_map *to, struct cowsnap_map *from)
+{
+	/* Release: pairs with cs_map_body. */
+	atomic_store_explicit(&to->body,
+		atomic_exchange_explicit(&from->body, NULL, memory_order_relaxed),
+		memory_order_release);
+}
+
 /* Frees what the map holds, not the struct. Nobody uses the map, no waiter is queued. */
 void cs_map_fini(struct cowsnap_map *map);
 
@@ -37,6 +46,9 @@ uint64_t cs_map_window(
 	const struct cowsnap_map *map, uint64_t first, unsigned count, uint64_t locations[]);
 /* The same without locations. */
 uint64_t cs_map_done_mask(const struct cowsnap_map *map, uint64_t first, unsigned count);
+/* For who looks at many groups of 64 in order: brings some of what the look-ups of the next ones
+ * read into the cache, given that the last call was of the group before this one. */
+void cs_map_look_ahead(const struct cowsnap_map *map, uint64_t chunk);
 
 struct cs_map_entry {
 	uint64_t chunk;    /* COWSNAP_CHUNK_MAX at most */

@@ -174,6 +174,15 @@ static inline struct cs_leaf *cs_index_find_quick(const struct cs_index *index, 
 		cs_index_bucket(index, cs_index_address(hash, size)), key, cs_index_tag(hash));
 }
 
+/* Brings the first bucket of a key's chain into the cache. */
+static inline void cs_index_ask_for(const struct cs_index *index, uint64_t key)
+{
+	/* Pairs with the release in cs_index_split(). */
+	uint64_t size = atomic_load_explicit(&index->size, memory_order_acquire);
+
+	__builtin_prefetch(cs_index_bucket(index, cs_index_address(cs_index_hash(key), size)));
+}
+
 /* The leaf of a key wherever it is, NULL if it has none. Wait-free. */
 struct cs_leaf *cs_index_search(const struct cs_index *index, uint64_t key);
 

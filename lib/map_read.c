@@ -103,10 +103,28 @@ uint64_t cs_map_done_mask(const struct cowsnap_map *map, uint64_t first, unsigne
 	return leaf ? (cs_leaf_done(leaf) & cs_leaf_bits(base, count)) >> base : 0;
 }
 
+/* Buckets are asked for this many groups ahead, leaves when their buckets have come. */
+#define BUCKETS_AHEAD 16
+#define LEAVES_AHEAD  8
+
+void cs_map_look_ahead(const struct cowsnap_map *map, uint64_t chunk)
+{
+	const struct cs_map_body *body = cs_map_body(map);
+	uint64_t key = chunk / CS_LEAF_CHUNKS;
+	const struct cs_leaf *leaf;
+
+	if (!body)
+		return;
+	cs_index_ask_for(&body->index, key + BUCKETS_AHEAD);
+	leaf = cs_index_find_quick(&body->index, key + LEAVES_AHEAD);
+	if (leaf)
+		__builtin_prefetch(&leaf->done);
+}
+
 /* Does a chunk at @location go on where the run ends? */
 static bool follows(const struct cowsnap_run *run, uint64_t location)
 {
-	if (run->location == COWSNAP_LOCATION_NONE || location == COWSNAP_LOCATION_NONE)
+	if (run->location > COWSNAP_LOCATION_MAX || location > COWSNAP_LOCATION_MAX)
 		return run->location == location;
 	return location == run->location + run->count;
 }

@@ -38,7 +38,10 @@ struct cs_op {
 	void *user;
 	uint64_t offset;
 	uint64_t length;
-	void *buffer; /* of a read */
+	union {
+		void *buffer;                            /* of a read */
+		const struct cowsnap_preimage *preimage; /* of a bracket */
+	};
 	int error;
 	/* Of a parked operation that can be cancelled: takes its waiter out and ends it with
 	 * -ECANCELED, or does nothing if the wake is on its way. NULL: it goes on to its end, or to

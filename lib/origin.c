@@ -33,7 +33,7 @@ int cs_origin_init(struct cowsnap_origin *origin, struct cowsnap_device *device)
 	if (rc)
 		return rc;
 	origin->device = device;
-	origin->size_bytes = cs_dev_size(device);
+	atomic_init(&origin->size_bytes, cs_dev_size(device));
 	origin->stats = cs_stats_create(ctx->base.alloc);
 	origin->spare_chain = cs_chain_create(ctx);
 	if (!origin->stats || !origin->spare_chain) {
@@ -47,6 +47,8 @@ void cs_origin_fini(struct cowsnap_origin *origin)
 {
 	struct cowsnap_ctx *ctx = origin->handle.ctx;
 
+	if (origin->free_merges)
+		origin->free_merges(origin);
 	cs_chain_destroy(origin->spare_chain);
 	origin->spare_chain = NULL;
 	cs_stats_destroy(ctx->base.alloc, origin->stats);
@@ -192,11 +194,13 @@ void cs_origin_prune(struct cowsnap_origin *origin)
 	slot = cs_gate_pick(&origin->gate);
 	if (!now || live == now->count || slot == CS_GATE_SLOTS)
 		return;
-	if (live > 0) {
+	if (live > 0 || now->merge) {
 		then = cs_heads_create(ctx, live);
 		if (!then)
 			return;
 		then->epoch = now->epoch;
+		then->merge = now->merge;
+		then->merge_ops = now->merge_ops;
 		/* Chains may lose their last snapshot meanwhile; none comes to life without a take.
 		 * */
 		for (size_t i = 0; i < now->count; i++) {
@@ -204,7 +208,7 @@ void cs_origin_prune(struct cowsnap_origin *origin)
 				cs_heads_add(then, now->head[i].chain, now->head[i].newest);
 		}
 	}
-	if (then && !then->count) {
+	if (then && !then->count && !then->merge) {
 		cs_heads_put(ctx, then);
 		then = NULL;
 	}
@@ -230,22 +234,46 @@ void cs_origin_lost_one(struct cowsnap_origin *origin)
 
 /* ---- The bracket ---------------------------------------------------------------------------- */
 
-static bool head_done(const struct cs_head *head, uint64_t offset, uint64_t length)
+/* Not all of the range is in the map. What lies behind the end of the snapshot, because the origin
+ * has grown since, is nobody's. */
+static __attribute__((noinline)) bool done_or_changed(
+	const struct cowsnap_snapshot *s, uint64_t chunk, uint64_t end)
+{
+	uint64_t chunks = cs_snapshot_chunks(s);
+
+	if (end > chunks)
+		return chunk >= chunks || cowsnap_map_done(&s->map, chunk, chunks - chunk) ||
+		       done_or_changed(s, chunk, chunks);
+	if (!cs_bits_any(&s->changed))
+		return false;
+	while (chunk < end) {
+		unsigned n = cs_window_count(chunk, end);
+
+		if (cs_snapshot_done_mask(s, chunk, n) != ~UINT64_C(0) >> (64 - n))
+			return false;
+		chunk += n;
+	}
+	return true;
+}
+
+bool cs_head_done(const struct cs_head *head, uint64_t offset, uint64_t length)
 {
 	uint32_t shift = head->chain->store->chunk_shift;
 	uint64_t first = offset >> shift;
 	uint64_t last = (offset + length - 1) >> shift;
 
-	return cowsnap_map_done(&head->newest->map, first, last - first + 1);
+	return cowsnap_map_done(&head->newest->map, first, last - first + 1) ||
+	       done_or_changed(head->newest, first, last + 1);
 }
 
 bool cs_heads_done(const struct cs_heads *heads, uint64_t offset, uint64_t length)
 {
 	for (size_t i = 0; i < heads->count; i++) {
-		if (!head_done(&heads->head[i], offset, length))
+		if (!cs_head_done(&heads->head[i], offset, length))
 			return false;
 	}
-	return true;
+	return cs_likely(!heads->merge) ||
+	       heads->merge_ops->is_settled(heads->merge, offset, length);
 }
 
 static int refuse(struct cowsnap_origin *origin, int rc, enum cowsnap_write_kind kind,
@@ -254,12 +282,12 @@ static int refuse(struct cowsnap_origin *origin, int rc, enum cowsnap_write_kind
 	cs_log(&origin->handle.ctx->base, COWSNAP_LOG_ERROR,
 		"write_begin: kind %d, offset %llu, length %llu refused: origin of %llu bytes",
 		(int)kind, (unsigned long long)offset, (unsigned long long)length,
-		(unsigned long long)origin->size_bytes);
+		(unsigned long long)cs_origin_size(origin));
 	return rc;
 }
 
-static inline int check_write(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
-	uint64_t offset, uint64_t length)
+static inline __attribute__((always_inline)) int check_write(struct cowsnap_origin *origin,
+	enum cowsnap_write_kind kind, uint64_t offset, uint64_t length)
 {
 	int rc;
 
@@ -267,12 +295,12 @@ static inline int check_write(struct cowsnap_origin *origin, enum cowsnap_write_
 		return -EBADF;
 	if (cs_unlikely((unsigned)kind - COWSNAP_WRITE > COWSNAP_WRITE_ZEROES - COWSNAP_WRITE))
 		return refuse(origin, -EINVAL, kind, offset, length);
-	rc = cs_range_check(offset, length, origin->size_bytes);
+	rc = cs_range_check(offset, length, cs_origin_size(origin));
 	return cs_unlikely(rc) ? refuse(origin, rc, kind, offset, length) : 0;
 }
 
 /* The fast way. Returns: NULL: the write is admitted; what it saves into otherwise. */
-static inline struct cs_heads *enter(
+static inline __attribute__((always_inline)) struct cs_heads *enter(
 	struct cowsnap_origin *origin, struct cs_op *op, uint64_t offset, uint64_t length)
 {
 	struct cs_heads *heads;
@@ -283,27 +311,74 @@ static inline struct cs_heads *enter(
 	return heads && !cs_heads_done(heads, offset, length) ? heads : NULL;
 }
 
+static const struct cowsnap_preimage *origin_preimage(const struct cowsnap_origin *origin)
+{
+	return origin->preimage.get ? &origin->preimage : NULL;
+}
+
 static void begin_save(struct cs_save *save, struct cs_op *op, struct cs_heads *heads,
-	enum cs_step (*step)(struct cs_save *save))
+	const struct cowsnap_preimage *preimage, enum cs_step (*step)(struct cs_save *save))
 {
 	save->op = op;
+	save->preimage = preimage ? preimage : origin_preimage(op->origin);
 	save->heads = heads;
+	save->moving = false;
 	save->step = step;
+	save->no_write = false;
 	memset(&save->trouble, 0, sizeof(save->trouble));
 	cs_stats_add(op->origin->stats, CS_STAT_SLOW_WRITES, 1);
 }
 
-static int save_and_wait(struct cs_op *op, struct cs_heads *heads, uint64_t offset, uint64_t length)
+static int save_and_wait(struct cs_op *op, struct cs_heads *heads, uint64_t offset, uint64_t length,
+	const struct cowsnap_preimage *preimage)
 {
 	struct cs_save save;
 
 	cs_op_init(op, NULL, NULL, NULL, NULL);
 	op->offset = offset;
 	op->length = length;
-	begin_save(&save, op, heads, cs_save_look);
+	begin_save(&save, op, heads, preimage, cs_save_look);
 	while (cs_save_run(&save) == CS_PARK)
 		cs_task_sleep(&op->task);
 	return op->error;
+}
+
+int cs_origin_begin_moving(
+	struct cowsnap_origin *origin, uint64_t offset, uint64_t length, struct cs_op *op)
+{
+	struct cs_heads *heads;
+	struct cs_save save;
+
+	op->origin = origin;
+	cs_gate_enter(&origin->gate, &op->pass);
+	heads = cs_origin_heads(origin, op->pass.slot);
+	if (!heads)
+		return 0;
+	cs_op_init(op, NULL, NULL, NULL, NULL);
+	op->offset = offset;
+	op->length = length;
+	begin_save(&save, op, heads, NULL, cs_save_look);
+	save.moving = true;
+	save.preimage = NULL; /* the host knows the volume, and this is the device */
+	while (cs_save_run(&save) == CS_PARK)
+		cs_task_sleep(&op->task);
+	return op->error;
+}
+
+int cowsnap_write_begin_with(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
+	uint64_t offset, uint64_t length, const struct cowsnap_preimage *preimage,
+	struct cowsnap_op *host_op)
+{
+	struct cs_op *op = cs_op_of(host_op);
+	struct cs_heads *heads;
+	int rc = check_write(origin, kind, offset, length);
+
+	if (cs_unlikely(rc))
+		return rc;
+	if (cs_unlikely(preimage && !preimage->get))
+		return -EINVAL;
+	heads = enter(origin, op, offset, length);
+	return cs_likely(!heads) ? 0 : save_and_wait(op, heads, offset, length, preimage);
 }
 
 int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
@@ -316,7 +391,7 @@ int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind k
 	if (cs_unlikely(rc))
 		return rc;
 	heads = enter(origin, op, offset, length);
-	return cs_likely(!heads) ? 0 : save_and_wait(op, heads, offset, length);
+	return cs_likely(!heads) ? 0 : save_and_wait(op, heads, offset, length, NULL);
 }
 
 void cowsnap_write_end(struct cowsnap_op *host_op)
@@ -352,7 +427,7 @@ static enum cs_step enter_again(struct cs_save *save)
 
 static void begin_record(struct cs_op *op)
 {
-	begin_save(op->turn.record, op, NULL, enter_again);
+	begin_save(op->turn.record, op, NULL, op->preimage, enter_again);
 }
 
 static enum cs_step run_record(struct cs_op *op)
@@ -360,10 +435,18 @@ static enum cs_step run_record(struct cs_op *op)
 	return cs_save_run(op->turn.record);
 }
 
+/* It has not come to the gate, and never will. Who waits for all of them looks when one leaves. */
+static void forsaken(struct cs_op *op)
+{
+	cs_gate_enter(&op->origin->gate, &op->pass);
+	not_outside(op);
+	cs_gate_cancel(&op->origin->gate, &op->pass);
+}
+
 static const struct cs_op_kind bracket = {
 	.begin = begin_record,
 	.go_on = run_record,
-	.forsaken = not_outside,
+	.forsaken = forsaken,
 };
 
 void cs_save_abandoned(struct cs_save *save)
@@ -372,9 +455,10 @@ void cs_save_abandoned(struct cs_save *save)
 	cs_op_abandoned(save->op);
 }
 
-int cowsnap_write_begin_async(struct cowsnap_origin *origin, struct cowsnap_queue *queue,
-	enum cowsnap_write_kind kind, uint64_t offset, uint64_t length, struct cowsnap_op *host_op,
-	cowsnap_done *ready, void *user)
+int cowsnap_write_begin_with_async(struct cowsnap_origin *origin, struct cowsnap_queue *queue,
+	enum cowsnap_write_kind kind, uint64_t offset, uint64_t length,
+	const struct cowsnap_preimage *preimage, struct cowsnap_op *host_op, cowsnap_done *ready,
+	void *user)
 {
 	struct cs_op *op = cs_op_of(host_op);
 	struct cowsnap_queue *to;
@@ -385,16 +469,42 @@ int cowsnap_write_begin_async(struct cowsnap_origin *origin, struct cowsnap_queu
 		rc = cs_workers_route(origin->handle.ctx, queue, ready, &to);
 	if (cs_unlikely(rc))
 		return rc;
+	if (preimage && !preimage->get)
+		return -EINVAL;
 	heads = enter(origin, op, offset, length);
 	if (cs_likely(!heads))
 		return 0;
 	cs_op_init(op, to, &bracket, ready, user);
 	op->offset = offset;
 	op->length = length;
+	op->preimage = preimage;
 	if (queue && cs_op_get_record(op)) {
-		begin_save(op->turn.record, op, heads, cs_save_look);
+		begin_save(op->turn.record, op, heads, preimage, cs_save_look);
 		return cs_op_go(op);
 	}
 	leave_for_now(op); /* S3 of save.c */
 	return queue ? cs_op_queue(op) : cs_op_post(op);
+}
+
+int cowsnap_write_begin_async(struct cowsnap_origin *origin, struct cowsnap_queue *queue,
+	enum cowsnap_write_kind kind, uint64_t offset, uint64_t length, struct cowsnap_op *host_op,
+	cowsnap_done *ready, void *user)
+{
+	return cowsnap_write_begin_with_async(
+		origin, queue, kind, offset, length, NULL, host_op, ready, user);
+}
+
+/* ---- Preimages from the host ----------------------------------------------------------------- */
+
+int cowsnap_origin_set_preimage(
+	struct cowsnap_origin *origin, const struct cowsnap_preimage *preimage)
+{
+	if (cs_handle_closed(&origin->handle))
+		return -EBADF;
+	if (preimage && !preimage->get)
+		return -EINVAL;
+	if (cs_gate_entries(&origin->gate))
+		return -EBUSY;
+	origin->preimage = preimage ? *preimage : (struct cowsnap_preimage){0};
+	return 0;
 }

@@ -12,9 +12,23 @@
 #include "op.h"
 #include "stats.h"
 
+struct cs_save;
+
+/* What brackets of an origin that is merged have done by merge.c. The steps end with CS_DONE. */
+struct cs_merge_ops {
+	/* It was begun in vain: who has entered with it enters anew. */
+	bool (*taken_back)(const struct cs_merge *merge);
+	bool (*is_settled)(const struct cs_merge *merge, uint64_t offset, uint64_t length);
+	/* Makes the range whole chunks; before all else. */
+	void (*widen)(struct cs_save *save);
+	/* Before anything of the range is saved; and when all is. */
+	enum cs_step (*prepare)(struct cs_save *save);
+	enum cs_step (*settle)(struct cs_save *save);
+};
+
 struct cowsnap_origin {
 	struct cs_handle handle;
-	uint64_t size_bytes;
+	_Atomic uint64_t size_bytes;  /* may grow: cs_origin_size() */
 	struct cs_chain *chains;      /* under ctx->admin */
 	struct cs_chain *spare_chain; /* of no store, for the next one; under ctx->admin */
 	struct cowsnap_device *device;
@@ -30,16 +44,32 @@ struct cowsnap_origin {
 	uint32_t old_slot;
 	bool planned;
 
+	_Atomic(struct cs_merge *) merge; /* NULL: none */
+	struct cs_merge *old_merges;      /* under ctx->admin */
+	void (*free_merges)(struct cowsnap_origin *origin);
+
 	/* To be pruned when the take in progress is over; under ctx->admin. */
 	bool prune_queued;
 	struct cowsnap_origin *prune_next;
 
-	struct cs_gate gate;   /* brackets; switches at ctx->epoch */
-	struct cs_flow copies; /* of its writers; in ctx->copier */
+	struct cowsnap_preimage preimage; /* for brackets that bring none; get NULL: none */
+	struct cs_gate gate;              /* brackets; switches at ctx->epoch */
+	struct cs_flow copies;            /* of its writers; in ctx->copier */
 	struct cs_stats *stats;
 	_Atomic uint32_t outside;    /* operations of queues that left the gate to come again */
 	struct cowsnap_origin *next; /* open ones of the context; under ctx->admin */
 };
+
+static inline uint64_t cs_origin_size(const struct cowsnap_origin *origin)
+{
+	return atomic_load_explicit(&origin->size_bytes, memory_order_relaxed);
+}
+
+static inline struct cs_merge *cs_origin_merge(const struct cowsnap_origin *origin)
+{
+	/* Acquire: pairs with set_origin_merge. */
+	return atomic_load_explicit(&origin->merge, memory_order_acquire);
+}
 
 static inline struct cs_heads *cs_origin_heads(struct cowsnap_origin *origin, uint32_t slot)
 {
@@ -77,7 +107,8 @@ struct cs_trouble {
 	const struct cs_head *head; /* NULL: none in this round */
 	uint64_t chunk;
 	int reason;
-	bool no_space;                         /* the store had none; else a copy failed */
+	bool no_space;   /* the store had none; else a copy failed */
+	bool unrecorded; /* nobody needs the chunk, but that it changes must be known */
 	const struct cowsnap_store *full_told; /* the host was told of this one, in this bracket */
 	uint64_t space_epoch;                  /* of the store, before it was asked for space */
 	uint32_t asks;                         /* times that callbacks were asked */
@@ -93,7 +124,10 @@ struct cs_trouble {
 struct cs_save_job {
 	const struct cs_head *head;
 	int error;
-	bool low_water; /* its space crossed the store's mark */
+	bool low_water;   /* its space crossed the store's mark */
+	bool zero;        /* the host says so: nothing is read */
+	const void *data; /* the host has it: nothing is read; NULL: it is */
+	uint64_t zeroes;  /* chunks that were found to be, and were not written; a bit each */
 };
 
 struct cs_save;
@@ -110,9 +144,19 @@ struct cs_save {
 	struct cs_op *op;
 	struct cs_heads *heads;
 	enum cs_step (*step)(struct cs_save *save); /* the next one */
+	/* Nobody writes: an error is only op->error, nobody loses, the gate is not left and nothing
+	 * is recorded as changed that is not saved. */
+	bool no_write;
 	struct cs_trouble trouble;
 	struct cs_credit credit;
+	const struct cowsnap_preimage *preimage; /* NULL: nobody is asked */
 	/* Of a round. */
+	bool moving;   /* for a merge, which knows what it does */
+	bool copy_ran; /* something was read */
+	size_t giving; /* the next job to look at */
+	struct cowsnap_io io;
+	int result;                                  /* of the request */
+	enum cs_step (*given)(struct cs_save *save); /* the step after */
 	uint64_t began_ns;
 	uint64_t budget; /* credits not yet spent */
 	bool more;       /* credits or jobs ran out before the range did */
@@ -128,6 +172,10 @@ struct cs_save {
 	struct cs_save_commit commits[CS_SAVE_COMMITS];
 };
 
+/* A bracket of a merge: as cowsnap_write_begin(), but the merge is not asked. */
+int cs_origin_begin_moving(
+	struct cowsnap_origin *origin, uint64_t offset, uint64_t length, struct cs_op *op);
+
 /* Goes on until it parks or is done: then op->error is 0 and the bracket is open, or an error and
  * the gate was left. */
 enum cs_step cs_save_run(struct cs_save *save);
@@ -139,8 +187,44 @@ enum cs_step cs_save_look(struct cs_save *save);
 enum cs_step cs_save_fail(struct cs_save *save, int error);
 /* Its waiter was taken out: ends the operation with -ECANCELED. */
 void cs_save_abandoned(struct cs_save *save);
-/* Is nothing left to save of the range? */
+/* What the host knows of the first part of a run that is about to be copied: @run is cut to what
+ * the answer is about, and the job has it. */
+void cs_save_ask(struct cs_save *save, const struct cs_head *head, struct cs_save_job *job,
+	struct cowsnap_run *run);
+/* Does a job need no space: zeroes, where the store has a word for them? */
+bool cs_save_spaceless(const struct cs_save_job *job);
+/* Writes what the host has given; then goes on with @next. */
+enum cs_step cs_save_give(struct cs_save *save, enum cs_step (*next)(struct cs_save *save));
+
+/* Is nothing left to save of the range, for one head, for all? */
+bool cs_head_done(const struct cs_head *head, uint64_t offset, uint64_t length);
 bool cs_heads_done(const struct cs_heads *heads, uint64_t offset, uint64_t length);
+
+/* record.c: the first difficulty, the first busy chunk of a round. */
+void cs_save_note_trouble(
+	struct cs_save *save, const struct cs_head *head, uint64_t chunk, int reason);
+void cs_save_note_busy(struct cs_save *save, const struct cs_head *head, uint64_t chunk);
+/* The chunks of the range: from *chunk on, before *end. */
+void cs_save_range(
+	const struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t *end);
+/* Does anybody need a chunk that the newest map has not got? */
+bool cs_save_needed(const struct cs_head *head, uint64_t chunk);
+/* Goes to the next chunk of [*chunk, end) that somebody needs and that is not done, and records
+ * those that nobody needs on the way. Returns: how many chunks follow without one of these; 0 at
+ * the end, or in trouble. */
+uint64_t cs_save_needed_run(
+	struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t end);
+/* Chunks that nobody needs (C5): bit i of @mask is @first + i, all in one group of 64. */
+void cs_save_record(
+	struct cs_save *save, const struct cs_head *head, uint64_t first, uint64_t mask);
+/* Is the range done when those chunks are recorded that nobody needs? Needs no credits. */
+bool cs_save_nothing_needed(struct cs_save *save);
+
+static inline bool cs_save_chain_counts(const struct cs_chain *chain)
+{
+	/* Relaxed: who misses the end of the last snapshot copies once too often. */
+	return atomic_load_explicit(&chain->live, memory_order_relaxed);
+}
 
 /* A chunk could not be saved: wait, ask, give up snapshots or the write, as their takers chose. No
  * claim and no credits are held. A step: it leads back to cs_save_look(), or fails. */
@@ -188,6 +272,13 @@ bool cs_reclaim_locked_store(struct cowsnap_store *store, uint64_t *max_chunks)
 /* The same for a writer that finds the store full: a bounded step; waits for a thread that is at
  * it, which never waits for a writer. Returns: is it worth looking for space again? */
 bool cs_reclaim_for_space(struct cowsnap_store *store);
+/* Space for a run, if need be from what dropped snapshots left. Not for ever: others may be as
+ * quick to use what was freed, and the caller holds a claim. Returns: as cs_store_alloc(). */
+int cs_reclaim_get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
+	struct cowsnap_run *run, bool *low_water);
+
+/* @snapshot has released chunks @first to @end - 1: gives back what nobody else needs. */
+void cs_reclaim_released(struct cowsnap_snapshot *snapshot, uint64_t first, uint64_t end);
 
 /* As cs_store_await_space(), for a writer who wants space that only a reader may hold back: it is
  * freed by that reader when he leaves, if he sees that somebody waits; else the look at limbo here

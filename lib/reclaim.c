@@ -7,11 +7,15 @@
  *
  *  - No older live snapshot: everything in g is given up.
  *  - g is not the newest: each exception goes down into the next older map, or is given up if that
- *    one has the chunk. Then g is empty and is unlinked. So a chain never holds more ghosts than
- *    one for long.
- *  - g is the newest and an older one lives: g stays, because its map says what is saved. What the
- *    older one has already is given up in place (C5: COWSNAP_LOCATION_NONE).
- *  - No live snapshot in the chain, and no bracket that may still save into it: everything goes.
+ *    one has the chunk or nobody there needs it. Then what it knows of changes goes down too, and
+ *    it is unlinked. So a chain never holds more ghosts than one for long.
+ *  - g is the newest and an older one counts: g stays, because its map says what is saved. What
+ *    nobody needs is given up in place: its bit in g->changed says that it is done (C5).
+ *  - No snapshot of the chain counts, and no bracket may still save into it: everything goes.
+ *
+ * Map-only snapshots, and live ones that have released chunks, are looked through in place whenever
+ * some snapshot came to need less: what older ones need stays, or they would seem to have changed
+ * earlier than they did.
  *
  * Space that was given up and snapshots that were unlinked go to *limbo*: the store's read gate is
  * switched, and when everyone who was inside before has left, they are freed (C4). No step waits
@@ -22,8 +26,10 @@
  * Invariants:
  *  R1 One thread reclaims a store at a time (upper->reclaiming).
  *  R2 Before a walk of LEAVES leaves limbo has room for all their exceptions.
- *  R3 Nothing is added to limbo between the switch of the read gate and the freeing: who entered
- *     after the switch may still see what is added then.
+ *  R3 What is added to limbo is freed only after a switch of the read gate that comes later, and
+ *     when all who were inside then have left. Limbo has two halves for that: one waits for them,
+ *     the other is filled meanwhile.
+ *  R4 Before an exception leaves a map, what C7 asks for is there: a bit, or the entry below.
  *
  * Locking: reclaiming, then ctx->admin for short. No lock of a map is held while another is taken.
  *
@@ -31,6 +37,7 @@
  * on. Giving up needs none, so a store whose snapshots are all dropped can always be closed.
  */
 #include <assert.h>
+#include <string.h>
 
 #include "alloc.h"
 #include "origin.h"
@@ -39,18 +46,26 @@
 #define LIMBO_RUNS   1024u
 /* What a writer does before it looks for space again. */
 #define SPACE_BUDGET 16384u
+#define SPACE_TRIES  16u
 
-struct cs_limbo {
-	bool switched; /* the read gate was switched for what is in here */
+struct half {
 	size_t count;
 	struct cowsnap_snapshot *unlinked; /* chained by ->limbo_next */
-	const struct cowsnap_snapshot *walking;
-	uint64_t cursor;
-	uint32_t ghosted; /* of the chain, when the walk began */
 	struct {
 		uint64_t location;
 		uint64_t count;
 	} run[LIMBO_RUNS];
+};
+
+struct cs_limbo {
+	bool switched;    /* the read gate was switched for the half that waits */
+	unsigned filling; /* which half is filled */
+	struct half half[2];
+	const struct cowsnap_snapshot *walking;
+	uint64_t cursor;
+	bool own;         /* what was written to it was walked; the cursor is one over its map */
+	bool bits;        /* so was the map; the cursor is one over changed bits */
+	uint32_t ghosted; /* of the chain, when the walk began */
 };
 
 struct step {
@@ -58,9 +73,9 @@ struct step {
 	struct cs_limbo *limbo;
 	struct cowsnap_snapshot *ghost;
 	struct cowsnap_snapshot *below; /* the next older map; NULL: give everything up */
-	bool in_place;
-	bool failed; /* no memory */
-	bool stuck;  /* limbo is full, or waits for readers */
+	bool in_place;                  /* nothing moves */
+	bool failed;                    /* no memory */
+	bool stuck;                     /* limbo is full */
 	uint64_t visited;
 };
 
@@ -68,10 +83,9 @@ struct step {
 
 static void give_up(struct step *step, uint64_t location, uint64_t count)
 {
-	struct cs_limbo *limbo = step->limbo;
+	struct half *limbo = &step->limbo->half[step->limbo->filling];
 	size_t n = limbo->count;
 
-	assert(!limbo->switched); /* R3 */
 	atomic_fetch_add_explicit(&step->store->upper->limbo_chunks, count, memory_order_relaxed);
 	if (n && limbo->run[n - 1].location + limbo->run[n - 1].count == location) {
 		limbo->run[n - 1].count += count;
@@ -83,91 +97,176 @@ static void give_up(struct step *step, uint64_t location, uint64_t count)
 	limbo->count++;
 }
 
-static void free_limbo(struct cowsnap_store *store, struct cs_limbo *limbo)
+static void free_half(struct cowsnap_store *store, struct half *half)
 {
-	for (size_t i = 0; i < limbo->count; i++)
-		cs_store_free(store, limbo->run[i].location, limbo->run[i].count);
-	atomic_store_explicit(&store->upper->limbo_chunks, 0, memory_order_relaxed);
-	limbo->count = 0;
+	for (size_t i = 0; i < half->count; i++) {
+		atomic_fetch_sub_explicit(
+			&store->upper->limbo_chunks, half->run[i].count, memory_order_relaxed);
+		cs_store_free(store, half->run[i].location, half->run[i].count);
+	}
+	half->count = 0;
 	/* Who drains the store waits for these too. */
-	if (limbo->unlinked)
+	if (half->unlinked)
 		cs_store_wake(store);
-	while (limbo->unlinked) {
-		struct cowsnap_snapshot *s = limbo->unlinked;
+	while (half->unlinked) {
+		struct cowsnap_snapshot *s = half->unlinked;
 
-		limbo->unlinked = s->limbo_next;
-		cs_map_fini(&s->map);
-		s->map_freed = true;
+		half->unlinked = s->limbo_next;
+		cs_snapshot_free_maps(s);
 		cs_snapshot_put(s);
 	}
 }
 
-/* Returns: true if limbo is empty now. */
+/* Frees what can be. Returns: true if limbo is empty now. */
 static bool flush_limbo(struct cowsnap_store *store, struct cs_limbo *limbo)
 {
 	struct cs_gate *reads = &store->upper->reads;
 
-	if (!limbo->count && !limbo->unlinked)
-		return true;
-	if (!limbo->switched) {
-		uint32_t slot = cs_gate_pick(reads);
+	for (;;) {
+		const struct half *filling = &limbo->half[limbo->filling];
+		uint32_t slot;
 
+		if (limbo->switched) {
+			if (!cs_gate_drained(reads))
+				return false;
+			limbo->switched = false;
+			free_half(store, &limbo->half[!limbo->filling]);
+		}
+		if (!filling->count && !filling->unlinked)
+			return true;
+		slot = cs_gate_pick(reads);
 		if (slot == CS_GATE_SLOTS)
 			return false;
+		limbo->filling = !limbo->filling;
 		cs_gate_switch(reads, slot, 0);
 		limbo->switched = true;
 	}
-	if (!cs_gate_drained(reads))
-		return false;
-	limbo->switched = false;
-	free_limbo(store, limbo);
-	return true;
+}
+
+/* R2. If not, frees what can be first. */
+static bool limbo_has_room(struct cowsnap_store *store, struct cs_limbo *limbo)
+{
+	const size_t most = LIMBO_RUNS - LEAVES * 64;
+
+	if (limbo->half[limbo->filling].count > most)
+		flush_limbo(store, limbo);
+	return limbo->half[limbo->filling].count <= most;
 }
 
 /* ---- What to do with one run of a ghost ------------------------------------------------------ */
 
-static void give_up_run(struct step *step, uint64_t first, uint64_t count, uint64_t location)
+/* The @count lowest chunks of @mask that follow each other; @mask is not 0. */
+static unsigned first_run(uint64_t mask, unsigned *count)
 {
-	if (location != COWSNAP_LOCATION_NONE)
-		give_up(step, location, count);
-	cowsnap_map_remove(&step->ghost->map, first, count);
+	unsigned at = (unsigned)__builtin_ctzll(mask);
+	uint64_t rest = ~(mask >> at);
+
+	*count = rest ? (unsigned)__builtin_ctzll(rest) : 64;
+	return at;
 }
 
-/* C3: published below before it is removed here. */
-static void move_down(struct step *step, const struct cowsnap_run *run)
+/* Has what lies there a place in the store? */
+static bool has_space(uint64_t location)
 {
-	uint64_t chunk = run->first, end = run->first + run->count;
+	return location <= COWSNAP_LOCATION_MAX;
+}
 
-	while (chunk < end) {
-		uint64_t location = run->location + (chunk - run->first);
-		struct cowsnap_run free;
-		int rc = cowsnap_map_claim(&step->below->map, chunk, end - chunk, &free);
+static int set_bits(struct cowsnap_snapshot *s, uint64_t first, uint64_t mask)
+{
+	unsigned in_group = (unsigned)(first % 64);
 
-		if (rc < 0 || rc == COWSNAP_CLAIM_BUSY) {
-			step->failed = true;
-			return;
-		}
-		if (rc == COWSNAP_CLAIM_NOTHING) {
-			give_up_run(step, chunk, end - chunk, location);
-			return;
-		}
-		if (free.first > chunk)
-			give_up_run(step, chunk, free.first - chunk, location);
-		free.location = run->location + (free.first - run->first);
-		cowsnap_map_publish(&step->below->map, &free);
-		cowsnap_map_remove(&step->ghost->map, free.first, free.count);
-		chunk = free.first + free.count;
+	return cs_bits_set_mask(&s->changed, first - in_group, mask << in_group);
+}
+
+static uint64_t run_mask(const struct cowsnap_run *run)
+{
+	assert(run->first % 64 + run->count <= 64); /* runs of a walk are of one leaf */
+	return ~UINT64_C(0) >> (64 - run->count);
+}
+
+/* Bit i of @mask is run->first + i. */
+static void drop_entries(struct step *step, const struct cowsnap_run *run, uint64_t mask)
+{
+	while (mask) {
+		unsigned count, at = first_run(mask, &count);
+
+		if (has_space(run->location))
+			give_up(step, run->location + at, count);
+		cowsnap_map_remove(&step->ghost->map, run->first + at, count);
+		mask &= ~(~UINT64_C(0) >> (64 - count) << at);
 	}
 }
 
-/* The newest ghost: what the nearest live one finds in an older map is not needed here. */
+/* R4 */
+static bool note_changed(struct step *step, const struct cowsnap_run *run, uint64_t mask)
+{
+	struct cowsnap_snapshot *s = step->in_place ? step->ghost : step->below;
+
+	if (mask && s && set_bits(s, run->first, mask))
+		step->failed = true;
+	return !step->failed;
+}
+
+/* C3: published below before it is removed here. */
+static void move_entries(struct step *step, const struct cowsnap_run *run, uint64_t mask)
+{
+	while (mask) {
+		unsigned count, at = first_run(mask, &count);
+		struct cowsnap_run free;
+		int rc = cowsnap_map_claim(&step->below->map, run->first + at, count, &free);
+
+		if (rc != COWSNAP_CLAIM_MINE) {
+			step->failed = true;
+			return;
+		}
+		free.location = run->location;
+		if (has_space(run->location))
+			free.location += free.first - run->first;
+		cowsnap_map_publish(&step->below->map, &free);
+		cowsnap_map_remove(&step->ghost->map, free.first, free.count);
+		at = (unsigned)(free.first - run->first);
+		mask &= ~(~UINT64_C(0) >> (64 - free.count) << at);
+	}
+}
+
+/* What the map below has, or nobody needs there, is given up; the rest goes there. */
+static void move_down(struct step *step, const struct cowsnap_run *run)
+{
+	unsigned count = (unsigned)run->count;
+	uint64_t all = run_mask(run);
+	uint64_t inside = cs_snapshot_inside_mask(step->below, run->first, count);
+	uint64_t known = cs_snapshot_done_mask(step->below, run->first, count);
+	uint64_t needed = all & ~known;
+
+	if (run->location == COWSNAP_LOCATION_NONE)
+		needed = 0;
+	else if (!cs_snapshot_plain(step->below) || inside != all)
+		needed &= cs_chain_needs_mask(step->below, run->first, count);
+	/* Where the one below gets the entry, that says it. */
+	if (!note_changed(step, run, inside & ~known & ~needed))
+		return;
+	drop_entries(step, run, all & ~needed);
+	move_entries(step, run, needed);
+}
+
+/* It stays where it is, without what nobody needs. */
 static void give_up_in_place(struct step *step, const struct cowsnap_run *run)
 {
-	for (uint64_t i = 0; i < run->count; i++) {
-		if (cs_chain_needs(step->ghost->chain, step->ghost, run->first + i))
-			continue;
-		if (!cowsnap_map_replace(&step->ghost->map, run->first + i, COWSNAP_LOCATION_NONE))
-			give_up(step, run->location + i, 1);
+	uint64_t mask = run_mask(run);
+
+	if (run->location != COWSNAP_LOCATION_NONE)
+		mask &= ~cs_chain_needs_mask(step->ghost, run->first, (unsigned)run->count);
+	if (!mask || note_changed(step, run, mask)) {
+		drop_entries(step, run, mask);
+		return;
+	}
+	step->failed = false;
+	/* No memory: an entry without data says it as well. */
+	for (; mask && has_space(run->location); mask &= mask - 1) {
+		unsigned at = (unsigned)__builtin_ctzll(mask);
+
+		if (!cowsnap_map_replace(&step->ghost->map, run->first + at, COWSNAP_LOCATION_NONE))
+			give_up(step, run->location + at, 1);
 	}
 }
 
@@ -178,22 +277,45 @@ static void visit(void *user, const struct cowsnap_run *run)
 	step->visited += run->count;
 	if (step->failed)
 		return;
-	if (run->location == COWSNAP_LOCATION_NONE) {
-		if (!step->in_place)
-			give_up_run(step, run->first, run->count, run->location);
-	} else if (step->in_place) {
+	if (step->in_place)
 		give_up_in_place(step, run);
-	} else if (step->below) {
+	else if (step->below)
 		move_down(step, run);
-	} else {
-		give_up_run(step, run->first, run->count, run->location);
+	else if (note_changed(step, run, run_mask(run)))
+		drop_entries(step, run, run_mask(run));
+}
+
+/* What was written to a snapshot and nobody can read any more. It is still told that it was. */
+static void give_up_own(
+	struct step *step, struct cowsnap_snapshot *s, const struct cowsnap_run *run)
+{
+	uint64_t mask = run_mask(run);
+
+	if (cs_snapshot_keeps(s))
+		mask &= cs_bits_window(&s->released, run->first, (unsigned)run->count);
+	for (; mask && has_space(run->location); mask &= mask - 1) {
+		unsigned at = (unsigned)__builtin_ctzll(mask);
+
+		if (!cowsnap_map_replace(&s->own, run->first + at, COWSNAP_LOCATION_NONE))
+			give_up(step, run->location + at, 1);
 	}
+}
+
+static void visit_own(void *user, const struct cowsnap_run *run)
+{
+	struct step *step = user;
+
+	step->visited += run->count;
+	give_up_own(step, step->ghost, run);
+	if (!cs_snapshot_counts(step->ghost))
+		cowsnap_map_remove(&step->ghost->own, run->first, run->count);
 }
 
 /* ---- One ghost ------------------------------------------------------------------------------ */
 
 static void unlink_ghost(struct step *step)
 {
+	struct half *limbo = &step->limbo->half[step->limbo->filling];
 	struct cowsnap_snapshot *ghost = step->ghost, *newer;
 	struct cs_chain *chain = ghost->chain;
 
@@ -213,8 +335,8 @@ static void unlink_ghost(struct step *step)
 	cs_mutex_unlock(&chain->ctx->admin);
 	/* Release: its map is going; pairs with read_own_map. */
 	atomic_store_explicit(&ghost->unlinked, true, memory_order_release);
-	ghost->limbo_next = step->limbo->unlinked;
-	step->limbo->unlinked = ghost;
+	ghost->limbo_next = limbo->unlinked;
+	limbo->unlinked = ghost;
 	/* A take may be waiting for the store to be empty. */
 	cs_store_wake(step->store);
 }
@@ -224,40 +346,101 @@ static uint32_t ghosted(const struct cs_chain *chain)
 	return atomic_load_explicit(&chain->ghosted, memory_order_relaxed);
 }
 
-/* Walks a ghost's map until its end or the budget's. Returns: true when the ghost is dealt with. */
-static bool work_on(struct step *step, uint64_t *max_chunks)
+/* A part of the walk over the map. Returns: is there more of it? */
+static bool walk_map(struct step *step)
+{
+	if (!limbo_has_room(step->store, step->limbo)) {
+		step->stuck = true;
+		return true;
+	}
+	return cowsnap_map_walk(&step->ghost->map, &step->limbo->cursor, LEAVES, visit, step);
+}
+
+/* A part of the walk over what was written to it. */
+static bool walk_own(struct step *step)
+{
+	if (cs_snapshot_keeps(step->ghost) && !cs_bits_any(&step->ghost->released))
+		return false;
+	if (!limbo_has_room(step->store, step->limbo)) {
+		step->stuck = true;
+		return true;
+	}
+	return cowsnap_map_walk(&step->ghost->own, &step->limbo->cursor, LEAVES, visit_own, step);
+}
+
+static void own_walked(struct cs_limbo *limbo)
+{
+	limbo->own = true;
+	limbo->cursor = 0;
+}
+
+/* A part of what a ghost that goes knows of changes, into the next older one (C7). */
+static bool walk_bits(struct step *step)
+{
+	int rc = 0;
+
+	step->visited = LEAVES * 64;
+	if (step->below)
+		rc = cs_bits_or(
+			&step->below->changed, &step->ghost->changed, &step->limbo->cursor, LEAVES);
+	step->failed = rc < 0;
+	return rc > 0;
+}
+
+/* The map was walked to its end. Returns: true when the ghost is dealt with; else the bits come. */
+static bool map_walked(struct step *step)
 {
 	struct cs_limbo *limbo = step->limbo;
-	bool more = true;
 
-	if (limbo->walking != step->ghost) {
-		limbo->walking = step->ghost;
-		limbo->cursor = 0;
-		limbo->ghosted = ghosted(step->ghost->chain);
-	}
-	while (more && *max_chunks && !step->failed) {
-		bool room = !limbo->switched && limbo->count <= LIMBO_RUNS - LEAVES * 64;
-
-		if (!room && !flush_limbo(step->store, limbo)) {
-			step->stuck = true;
-			return false;
-		}
-		step->visited = 1;
-		more = cowsnap_map_walk(&step->ghost->map, &limbo->cursor, LEAVES, visit, step);
-		*max_chunks -= step->visited < *max_chunks ? step->visited : *max_chunks;
-	}
-	if (more || step->failed)
-		return false;
-	limbo->walking = NULL;
 	if (step->in_place)
 		/* Of a drop since the walk began, another walk must take account. */
 		atomic_store_explicit(&step->ghost->scanned, limbo->ghosted, memory_order_relaxed);
 	else if (cowsnap_map_count(&step->ghost->map) == 0)
-		unlink_ghost(step);
+		/* If it was dropped since the walk began, what was written to it is there still. */
+		limbo->bits = cowsnap_map_count(&step->ghost->own) == 0;
+	limbo->cursor = 0;
+	if (limbo->bits)
+		return false;
+	limbo->walking = NULL;
 	return true;
 }
 
-/* Is there a bracket that may save into the newest map of a chain without live snapshots? */
+/* Walks over a ghost until its end or the budget's. Returns: true when it is dealt with. */
+static bool work_on(struct step *step, uint64_t *max_chunks)
+{
+	struct cs_limbo *limbo = step->limbo;
+
+	if (limbo->walking != step->ghost) {
+		limbo->walking = step->ghost;
+		limbo->cursor = 0;
+		limbo->own = limbo->bits = false;
+		limbo->ghosted = ghosted(step->ghost->chain);
+	}
+	while (*max_chunks && !step->failed && !step->stuck) {
+		bool more, own = !limbo->own, bits = limbo->bits;
+
+		step->visited = 1;
+		more = own ? walk_own(step) : bits ? walk_bits(step) : walk_map(step);
+		*max_chunks -= step->visited < *max_chunks ? step->visited : *max_chunks;
+		if (more || step->failed)
+			continue;
+		if (own) {
+			own_walked(limbo);
+			continue;
+		}
+		if (bits) {
+			limbo->walking = NULL;
+			unlink_ghost(step);
+			return true;
+		}
+		if (map_walked(step))
+			return true;
+	}
+	return false;
+}
+
+/* Is there a bracket that may save into the newest map of a chain without live snapshots, or who
+ * reads it? */
 static bool chain_in_use(struct cs_chain *chain)
 {
 	struct cowsnap_ctx *ctx = chain->ctx;
@@ -266,37 +449,67 @@ static bool chain_in_use(struct cs_chain *chain)
 	cs_mutex_lock(&ctx->admin);
 	if (!ctx->taking)
 		cs_origin_prune(chain->origin);
-	used = cs_origin_uses(chain->origin, chain);
+	used = chain->kept || cs_origin_uses(chain->origin, chain);
 	cs_mutex_unlock(&ctx->admin);
 	return used;
 }
 
-/* Chooses the oldest ghost that something can be done about. Returns: false if there is none. */
+/* Must it be left alone, because somebody else still changes it? */
+static bool busy_elsewhere(const struct cowsnap_snapshot *s)
+{
+	/* seq_cst, after a look at the state; pairs with begin_writing. */
+	return !cs_snapshot_live(s) && atomic_load_explicit(&s->writers, memory_order_seq_cst) > 0;
+}
+
+enum todo { TODO_NOTHING, TODO_GOES, TODO_IN_PLACE };
+
+/* What is to be done about one snapshot of a chain; @counts: does any of the chain? */
+static enum todo what_to_do(
+	const struct cowsnap_snapshot *s, const struct cowsnap_snapshot *newest, bool counts)
+{
+	if (busy_elsewhere(s))
+		return TODO_NOTHING;
+	if (cs_snapshot_keeps(s) && !cs_bits_any(&s->released))
+		return TODO_NOTHING;
+	if (cs_snapshot_counts(s) || (s == newest && counts))
+		return cs_snapshot_scanned(s) ? TODO_NOTHING : TODO_IN_PLACE;
+	return TODO_GOES;
+}
+
+static bool any_counts(const struct cowsnap_snapshot *newest)
+{
+	for (const struct cowsnap_snapshot *s = newest; s; s = cs_snapshot_older(s)) {
+		if (cs_snapshot_counts(s))
+			return true;
+	}
+	return false;
+}
+
+/* Chooses the oldest snapshot that something can be done about, the newest ghost last. Returns:
+ * false if there is none. */
 static bool choose(struct step *step, struct cs_chain *chain)
 {
-	struct cowsnap_snapshot *newest = cs_chain_newest(chain), *older_live = NULL;
+	struct cowsnap_snapshot *newest = cs_chain_newest(chain);
+	bool counts = any_counts(newest);
+	enum todo todo = TODO_NOTHING;
 
 	step->ghost = NULL;
-	step->in_place = false;
-	for (struct cowsnap_snapshot *s = newest; s; s = cs_snapshot_older(s)) {
-		if (cs_snapshot_live(s))
-			older_live = s;
-		else if (s != newest)
-			step->ghost = s;
-	}
-	if (step->ghost) {
-		/* It is the oldest ghost, so what is older is live, or there is nothing. */
-		step->below = cs_snapshot_older(step->ghost);
-		return true;
-	}
-	if (!newest || cs_snapshot_live(newest))
+	if (chain->merging)
 		return false;
-	step->ghost = newest;
-	step->below = NULL;
-	step->in_place = older_live != NULL;
-	if (step->in_place)
-		return !cs_snapshot_scanned(newest);
-	return !chain_in_use(chain);
+	for (struct cowsnap_snapshot *s = newest; s; s = cs_snapshot_older(s)) {
+		enum todo now = what_to_do(s, newest, counts);
+
+		if (now == TODO_NOTHING)
+			continue;
+		step->ghost = s;
+		todo = now;
+	}
+	if (!step->ghost)
+		return false;
+	step->in_place = todo == TODO_IN_PLACE;
+	/* Where no snapshot counts, nobody needs anything and nobody asks what has changed. */
+	step->below = counts ? cs_snapshot_older(step->ghost) : NULL;
+	return step->ghost != newest || counts || !chain_in_use(chain);
 }
 
 /* ---- A store -------------------------------------------------------------------------------- */
@@ -363,15 +576,13 @@ static bool reclaim_chains(struct step *step, uint64_t *max_chunks)
 static bool chain_has_ghosts(const struct cs_chain *chain)
 {
 	struct cowsnap_snapshot *newest = cs_chain_newest(chain);
-	bool live = false;
+	bool counts = any_counts(newest);
 
 	for (struct cowsnap_snapshot *s = newest; s; s = cs_snapshot_older(s)) {
-		if (cs_snapshot_live(s))
-			live = true;
-		else if (s != newest)
+		if (what_to_do(s, newest, counts) != TODO_NOTHING)
 			return true;
 	}
-	return newest && !cs_snapshot_live(newest) && !(live && cs_snapshot_scanned(newest));
+	return false;
 }
 
 enum left { LEFT_NOTHING, LEFT_SNAPSHOTS, LEFT_GHOSTS };
@@ -413,6 +624,99 @@ static bool reclaim_locked(struct cowsnap_store *store, uint64_t *max_chunks)
 	return more;
 }
 
+/* ---- What was released ----------------------------------------------------------------------- */
+
+/* Whose map serves @snapshot: for each of the chunks the oldest that has it; NULL: none. */
+static void find_serving(struct cowsnap_snapshot *snapshot, uint64_t first, unsigned count,
+	struct cowsnap_snapshot *serving[64])
+{
+	memset(serving, 0, 64 * sizeof(serving[0]));
+	for (struct cowsnap_snapshot *s = cs_chain_newest(snapshot->chain); s;
+		s = cs_snapshot_older(s)) {
+		uint64_t mask = cs_map_done_mask(&s->map, first, count);
+
+		for (; mask; mask &= mask - 1)
+			serving[__builtin_ctzll(mask)] = s;
+		if (s == snapshot)
+			break;
+	}
+}
+
+/* Chunks of one group of 64 that @snapshot has released: what served it is given up if it serves
+ * nobody else. */
+static void give_up_released(
+	struct step *step, struct cowsnap_snapshot *snapshot, uint64_t first, unsigned count)
+{
+	struct cowsnap_snapshot *serving[64];
+	struct cowsnap_run own = {.first = first};
+
+	while (cowsnap_map_next(&snapshot->own, own.first + own.count, first + count, &own))
+		give_up_own(step, snapshot, &own);
+	find_serving(snapshot, first, count, serving);
+	for (unsigned i = 0, n; i < count; i += n) {
+		uint64_t end = first + i;
+		struct cowsnap_run run;
+
+		n = 1;
+		if (!serving[i])
+			continue;
+		while (i + n < count && serving[i + n] == serving[i])
+			n++;
+		step->ghost = serving[i];
+		while (cowsnap_map_next(&step->ghost->map, end, first + i + n, &run)) {
+			end = run.first + run.count;
+			give_up_in_place(step, &run);
+		}
+	}
+}
+
+/* Returns: where it came to; less than @end if limbo is full. */
+static uint64_t reclaim_released(struct cowsnap_snapshot *snapshot, uint64_t first, uint64_t end,
+	uint64_t *budget) CS_REQUIRES(snapshot->chain->store->upper->reclaiming)
+{
+	struct cowsnap_store *store = snapshot->chain->store;
+	struct step step = {.store = store, .limbo = store->upper->limbo, .in_place = true};
+
+	if (snapshot->chain->merging)
+		return end;
+	while (first < end && *budget) {
+		unsigned count = cs_window_count(first, end);
+
+		if (!limbo_has_room(store, step.limbo))
+			break;
+		give_up_released(&step, snapshot, first, count);
+		first += count;
+		*budget -= count < *budget ? count : *budget;
+	}
+	return first;
+}
+
+void cs_reclaim_released(struct cowsnap_snapshot *snapshot, uint64_t first, uint64_t end)
+{
+	struct cowsnap_store *store = snapshot->chain->store;
+	bool stuck = false;
+
+	/* The bits first, then the maps; pairs with give_back_released. */
+	cs_full_fence();
+	while (first < end && !stuck) {
+		uint64_t budget = SPACE_BUDGET;
+
+		cs_mutex_lock(&store->upper->reclaiming);
+		/* Relaxed: who unlinks it holds the lock. */
+		if (atomic_load_explicit(&snapshot->unlinked, memory_order_relaxed))
+			first = end;
+		first = first < end ? reclaim_released(snapshot, first, end, &budget) : end;
+		stuck = first < end && budget;
+		if (!flush_limbo(store, store->upper->limbo))
+			atomic_store_explicit(
+				&store->upper->reclaimable, true, memory_order_relaxed);
+		cs_mutex_unlock(&store->upper->reclaiming);
+	}
+	/* The rest is found by who looks through its chain. */
+	if (stuck)
+		cs_chain_ghosted(snapshot->chain);
+}
+
 bool cs_reclaim_locked_store(struct cowsnap_store *store, uint64_t *max_chunks)
 {
 	bool more = false;
@@ -433,6 +737,20 @@ bool cs_reclaim_for_space(struct cowsnap_store *store)
 		more = reclaim_locked(store, &budget);
 	cs_mutex_unlock(&store->upper->reclaiming);
 	return more || cs_store_space_epoch(store) != epoch;
+}
+
+int cs_reclaim_get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
+	struct cowsnap_run *run, bool *low_water)
+{
+	int rc = -ENOSPC;
+
+	*run = *want;
+	for (unsigned tries = 0; rc == -ENOSPC && tries < SPACE_TRIES; tries++) {
+		if (tries && !cs_reclaim_for_space(store))
+			break;
+		rc = cs_store_alloc(store, want->count, &run->location, &run->count, low_water);
+	}
+	return rc;
 }
 
 bool cs_reclaim_await(struct cowsnap_store *store, uint64_t seen_epoch, struct cs_waiter *waiter)

@@ -5,6 +5,7 @@
  *
  *   enter      the gate; only after it was left, or not entered yet
  *   look       is the take that made this generation established? is there anything to save?
+ *   record     chunks that nobody needs are noted as changed; if there are no others, that is all
  *   reserve    credits: at most what the range can take
  *   gather     for each head, claim the free runs of the range and get space for them: a run of
  *              chunks that lies together in both is one *job*. Busy chunks are passed over, so that
@@ -31,43 +32,45 @@
 
 #include "origin.h"
 
-#define SPACE_TRIES 16u
-
-static void note_trouble(
-	struct cs_save *save, const struct cs_head *head, uint64_t chunk, int reason)
-{
-	struct cs_trouble *trouble = &save->trouble;
-
-	if (trouble->head)
-		return;
-	trouble->head = head;
-	trouble->chunk = chunk;
-	trouble->reason = reason;
-	trouble->no_space = false;
-}
-
-/* Space for a run, if need be from what dropped snapshots left. Not for ever: others may be as
- * quick to use what was freed, and this thread holds a claim. */
-static int get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
-	struct cowsnap_run *run, bool *low_water)
-{
-	int rc = -ENOSPC;
-
-	*run = *want;
-	for (unsigned tries = 0; rc == -ENOSPC && tries < SPACE_TRIES; tries++) {
-		if (tries && !cs_reclaim_for_space(store))
-			break;
-		rc = cs_store_alloc(store, want->count, &run->location, &run->count, low_water);
-	}
-	return rc;
-}
-
 static void no_space(
 	struct cs_save *save, const struct cs_head *head, uint64_t chunk, uint64_t epoch)
 {
-	note_trouble(save, head, chunk, -ENOSPC);
+	cs_save_note_trouble(save, head, chunk, -ENOSPC);
 	save->trouble.no_space = true;
 	save->trouble.space_epoch = epoch;
+}
+
+#define SIFT_CHUNKS 64u
+
+/* While a merge is on, what the host sees of a range that was not moved is not what others need of
+ * it: that is on the device. */
+static bool asks_host(const struct cs_save *save)
+{
+	return save->preimage && !save->heads->merge;
+}
+
+/* Cuts the run to what one job is. */
+static void begin_job(struct cs_save *save, struct cs_save_job *job, struct cowsnap_run *want)
+{
+	job->error = 0;
+	job->low_water = false;
+	job->zero = false;
+	job->data = NULL;
+	job->zeroes = 0;
+	if (cs_unlikely(asks_host(save)))
+		cs_save_ask(save, job->head, job, want);
+	if (cs_store_sifts(job->head->chain->store) && want->count > SIFT_CHUNKS)
+		want->count = SIFT_CHUNKS;
+}
+
+static int place_job(struct cowsnap_store *store, struct cs_save_job *job,
+	const struct cowsnap_run *want, struct cowsnap_run *got)
+{
+	if (!cs_save_spaceless(job))
+		return cs_reclaim_get_space(store, want, got, &job->low_water);
+	*got = *want;
+	got->location = COWSNAP_LOCATION_ZERO;
+	return 0;
 }
 
 /* Makes jobs of a claimed run; what finds no room among the jobs or in the store is aborted. */
@@ -78,18 +81,20 @@ static void place(struct cs_save *save, const struct cs_head *head, struct cowsn
 
 	while (run.count && save->count < CS_SAVE_JOBS && !save->trouble.head) {
 		struct cs_save_job *job = &save->job[save->count];
-		struct cowsnap_run *got = &save->run[save->count];
+		struct cowsnap_run *got = &save->run[save->count], want = run;
 		uint64_t bytes;
-		int rc = get_space(store, &run, got, &job->low_water);
+		int rc;
+
+		job->head = head;
+		begin_job(save, job, &want);
+		rc = place_job(store, job, &want, got);
 
 		if (rc == -ENOSPC)
 			no_space(save, head, run.first, epoch);
 		else if (rc)
-			note_trouble(save, head, run.first, rc);
+			cs_save_note_trouble(save, head, run.first, rc);
 		if (rc)
 			break;
-		job->head = head;
-		job->error = 0;
 		save->count++;
 		bytes = got->count << store->chunk_shift;
 		save->budget -= bytes < save->budget ? bytes : save->budget;
@@ -102,51 +107,62 @@ static void place(struct cs_save *save, const struct cs_head *head, struct cowsn
 	}
 }
 
-/* Does anybody need a chunk that the newest map has not got? */
-static bool needed(const struct cs_head *head, uint64_t chunk)
-{
-	bool wanted;
-
-	if (cs_snapshot_live(head->newest))
-		return true;
-	wanted = cs_chain_needs(head->chain, head->newest, chunk);
-	cs_reclaim_after_reading(head->chain->store);
-	return wanted;
-}
+/* ---- Gathering ------------------------------------------------------------------------------- */
 
 /* The first chunk that is not done: the one that a claim failed on. */
 static uint64_t first_open(const struct cs_head *head, uint64_t chunk, uint64_t end)
 {
-	while (chunk < end && cowsnap_map_done(&head->newest->map, chunk, 1))
+	while (chunk < end && cs_snapshot_done_mask(head->newest, chunk, 1))
 		chunk++;
 	return chunk;
 }
 
-/* The newest snapshot is a ghost: what only it would need is done without data (C5). */
-static void place_needed(struct cs_save *save, const struct cs_head *head, struct cowsnap_run run)
+/* A claimed run, of which a part may have been released and recorded before the claim. */
+static void place_open(struct cs_save *save, const struct cs_head *head, struct cowsnap_run run)
 {
 	uint64_t end = run.first + run.count;
+	struct cowsnap_snapshot *s = head->newest;
 
+	if (cs_likely(!cs_bits_any(&s->changed))) {
+		place(save, head, run);
+		return;
+	}
 	while (run.first < end) {
+		bool changed = cs_bits_test(&s->changed, run.first);
+
 		run.count = 1;
-		run.location = COWSNAP_LOCATION_NONE;
-		if (needed(head, run.first))
-			place(save, head, run);
+		while (run.first + run.count < end &&
+			cs_bits_test(&s->changed, run.first + run.count) == changed)
+			run.count++;
+		if (changed)
+			cowsnap_map_abort(&s->map, &run);
 		else
-			cowsnap_map_publish(&head->newest->map, &run);
-		run.first++;
+			place(save, head, run);
+		run.first += run.count;
 	}
 }
 
-static void gather(struct cs_save *save, const struct cs_head *head)
+/* No memory to claim @chunk, or a later one. Returns: where to go on. */
+static uint64_t not_claimed(
+	struct cs_save *save, const struct cs_head *head, uint64_t chunk, uint64_t end, int rc)
+{
+	chunk = first_open(head, chunk, end);
+	if (chunk == end)
+		return end;
+	if (cs_save_needed(head, chunk))
+		cs_save_note_trouble(save, head, chunk, rc);
+	else
+		cs_save_record(save, head, chunk, 1);
+	cs_reclaim_after_reading(head->chain->store);
+	return chunk + !save->trouble.head;
+}
+
+/* Returns: the end of what it came to. */
+static uint64_t gather_run(
+	struct cs_save *save, const struct cs_head *head, uint64_t chunk, uint64_t end)
 {
 	uint32_t shift = head->chain->store->chunk_shift;
-	uint64_t chunk = save->op->offset >> shift;
-	uint64_t end = ((save->op->offset + save->op->length - 1) >> shift) + 1;
 
-	/* Relaxed: who misses the end of the last snapshot copies once too often. */
-	if (!atomic_load_explicit(&head->chain->live, memory_order_relaxed))
-		return;
 	while (chunk < end && save->count < CS_SAVE_JOBS && !save->trouble.head) {
 		uint64_t most = save->budget >> shift;
 		struct cowsnap_run run;
@@ -156,15 +172,11 @@ static void gather(struct cs_save *save, const struct cs_head *head)
 			break;
 		if (!most)
 			most = 1;
-		rc = cowsnap_map_claim(
-			&head->newest->map, chunk, end - chunk < most ? end - chunk : most, &run);
+		if (most > end - chunk)
+			most = end - chunk;
+		rc = cowsnap_map_claim(&head->newest->map, chunk, most, &run);
 		if (rc < 0) {
-			chunk = first_open(head, chunk, end);
-			if (chunk < end && needed(head, chunk)) {
-				note_trouble(save, head, chunk, rc);
-				return;
-			}
-			chunk++;
+			chunk = not_claimed(save, head, chunk, end, rc);
 			continue;
 		}
 		if (rc == COWSNAP_CLAIM_NOTHING) {
@@ -172,15 +184,30 @@ static void gather(struct cs_save *save, const struct cs_head *head)
 			continue;
 		}
 		chunk = run.first + run.count;
-		if (rc == COWSNAP_CLAIM_BUSY && !save->busy_map) {
-			save->busy_map = &head->newest->map;
-			save->busy_chunk = run.first;
-		} else if (rc == COWSNAP_CLAIM_MINE) {
-			if (cs_snapshot_live(head->newest))
-				place(save, head, run);
-			else
-				place_needed(save, head, run);
-		}
+		if (rc == COWSNAP_CLAIM_BUSY)
+			cs_save_note_busy(save, head, run.first);
+		else
+			place_open(save, head, run);
+	}
+	return chunk;
+}
+
+static void gather(struct cs_save *save, const struct cs_head *head)
+{
+	uint64_t chunk, end;
+
+	if (!cs_save_chain_counts(head->chain))
+		return;
+	cs_save_range(save, head, &chunk, &end);
+	while (chunk < end && save->count < CS_SAVE_JOBS && !save->trouble.head) {
+		uint64_t stop = cs_save_needed_run(save, head, &chunk, end);
+
+		stop += chunk;
+		if (stop == chunk)
+			break;
+		chunk = gather_run(save, head, chunk, stop);
+		if (chunk < stop)
+			break;
 	}
 	save->more |= chunk < end;
 }
@@ -192,38 +219,69 @@ static enum cs_step after(struct cs_save *save);
 
 static enum cs_step commit(struct cs_save *save);
 
+/* Jobs that are read from the origin have a target each, in their order. */
+static bool is_read(const struct cs_save_job *job)
+{
+	return !job->data && !job->zero;
+}
+
 static enum cs_step copied(struct cs_save *save)
 {
-	for (size_t i = 0; i < save->count; i++)
-		save->job[i].error = save->target[i].error;
+	size_t n = 0;
+
+	for (size_t i = 0; i < save->count; i++) {
+		if (is_read(&save->job[i]))
+			save->job[i].error = save->target[n++].error;
+	}
 	return commit(save);
+}
+
+static void set_target(struct cs_save *save, size_t i, struct cowsnap_copy_target *target)
+{
+	struct cowsnap_store *store = save->job[i].head->chain->store;
+	uint64_t size = cs_origin_size(save->op->origin);
+	uint64_t from = save->run[i].first << store->chunk_shift;
+	uint64_t length = save->run[i].count << store->chunk_shift;
+
+	/* The last chunk of an origin may be a part of one. */
+	if (length > size - from)
+		length = size - from;
+	*target = (struct cowsnap_copy_target){.device = store->device,
+		.offset = save->run[i].location << store->chunk_shift,
+		.source_offset = from,
+		.length = length};
+	if (cs_store_sifts(store)) {
+		target->zeroes = &save->job[i].zeroes;
+		target->part_bytes = cs_store_chunk_bytes(store);
+	}
 }
 
 static enum cs_step copy(struct cs_save *save)
 {
 	struct cowsnap_origin *origin = save->op->origin;
+	size_t n = 0;
 
 	for (size_t i = 0; i < save->count; i++) {
-		struct cowsnap_store *store = save->job[i].head->chain->store;
-		uint64_t from = save->run[i].first << store->chunk_shift;
-		uint64_t length = save->run[i].count << store->chunk_shift;
-
-		/* The last chunk of an origin may be a part of one. */
-		if (length > origin->size_bytes - from)
-			length = origin->size_bytes - from;
-		save->target[i] = (struct cowsnap_copy_target){.device = store->device,
-			.offset = save->run[i].location << store->chunk_shift,
-			.source_offset = from,
-			.length = length};
+		if (is_read(&save->job[i]))
+			set_target(save, i, &save->target[n++]);
 	}
+	save->copy_ran = n > 0;
+	if (!n)
+		return commit(save);
 	save->copy.source = origin->device;
 	save->copy.targets = save->target;
-	save->copy.count = save->count;
+	save->copy.count = n;
 	save->copy.background = false;
 	save->step = copied;
 	if (cs_copier_start(origin->handle.ctx->copier, &save->copy, &save->op->task))
 		return copied(save);
 	return CS_PARK;
+}
+
+/* What the host has at hand, then what has to be read. */
+static enum cs_step fill(struct cs_save *save)
+{
+	return save->preimage ? cs_save_give(save, copy) : copy(save);
 }
 
 /* ---- Commit ---------------------------------------------------------------------------------- */
@@ -315,6 +373,47 @@ static enum cs_step commit(struct cs_save *save)
 
 /* ---- Settle ---------------------------------------------------------------------------------- */
 
+/* Was it copied for nobody, because what needed it was released meanwhile? Then that is noted. */
+static bool in_vain(const struct cs_head *head, const struct cowsnap_run *run)
+{
+	struct cs_gate *reads = &head->chain->store->upper->reads;
+	struct cowsnap_snapshot *s = head->newest;
+	uint64_t chunk = run->first, end = run->first + run->count;
+	struct cs_gate_pass pass;
+	bool vain = true;
+
+	/* Where a store records there are no releases, and this was recorded. */
+	if (cs_snapshot_plain(s) || cs_store_records(head->chain->store))
+		return false;
+	cs_gate_enter(reads, &pass);
+	for (unsigned n; vain && chunk < end; chunk += n) {
+		n = cs_window_count(chunk, end);
+		vain = !cs_chain_needs_mask(s, chunk, n);
+	}
+	cs_gate_leave(reads, &pass);
+	cs_reclaim_after_reading(head->chain->store);
+	return vain && !cs_bits_set(&s->changed, run->first, run->count);
+}
+
+/* Zeroes were not written: their space goes back. */
+static void settle_sifted(const struct cs_save_job *job, const struct cowsnap_run *run)
+{
+	for (uint64_t i = 0, n; i < run->count; i += n) {
+		bool zero = job->zeroes >> i & 1;
+		struct cowsnap_run part = {.first = run->first + i, .location = run->location + i};
+
+		n = 1;
+		while (i + n < run->count && (job->zeroes >> (i + n) & 1) == zero)
+			n++;
+		part.count = n;
+		if (zero) {
+			cs_store_free(job->head->chain->store, part.location, n);
+			part.location = COWSNAP_LOCATION_ZERO;
+		}
+		cowsnap_map_publish(&job->head->newest->map, &part);
+	}
+}
+
 static void settle_job(struct cs_save *save, size_t i, struct cs_stats_round *round)
 {
 	const struct cs_save_job *job = &save->job[i];
@@ -323,21 +422,37 @@ static void settle_job(struct cs_save *save, size_t i, struct cs_stats_round *ro
 	struct cowsnap_map *map = &job->head->newest->map;
 
 	if (job->error) {
-		cs_store_free(store, run->location, run->count);
+		if (run->location <= COWSNAP_LOCATION_MAX)
+			cs_store_free(store, run->location, run->count);
 		cowsnap_map_abort(map, run);
-		note_trouble(save, job->head, run->first, job->error);
+		cs_save_note_trouble(save, job->head, run->first, job->error);
 		return;
 	}
-	cowsnap_map_publish(map, run);
 	round->chunks += run->count;
 	round->bytes += run->count << store->chunk_shift;
+	if (job->data)
+		round->given_bytes += run->count << store->chunk_shift;
+	round->zero_chunks += run->location == COWSNAP_LOCATION_ZERO
+				      ? run->count
+				      : (uint64_t)__builtin_popcountll(job->zeroes);
+	if (in_vain(job->head, run)) {
+		if (run->location <= COWSNAP_LOCATION_MAX)
+			cs_store_free(store, run->location, run->count);
+		cowsnap_map_abort(map, run);
+		return;
+	}
+	if (cs_likely(!job->zeroes))
+		cowsnap_map_publish(map, run);
+	else
+		settle_sifted(job, run);
 }
 
 static enum cs_step settle(struct cs_save *save)
 {
 	struct cowsnap_origin *origin = save->op->origin;
 	struct cowsnap_ctx *ctx = origin->handle.ctx;
-	struct cs_copier_io io = cs_copier_read(&save->copy);
+	struct cs_copier_io io =
+		save->copy_ran ? cs_copier_read(&save->copy) : (struct cs_copier_io){0};
 	struct cs_stats_round round = {.origin_reads = io.reads, .origin_bytes = io.read_bytes};
 
 	for (size_t i = 0; i < save->count; i++)
@@ -356,6 +471,18 @@ static void busy_wake(struct cowsnap_map_waiter *waiter)
 	cs_task_wake(&save->op->task);
 }
 
+/* There was no space, and then some was given back, because zeroes were found. */
+static bool found_space(const struct cs_save *save)
+{
+	for (size_t i = 0; save->trouble.no_space && i < save->count; i++) {
+		const struct cs_save_job *job = &save->job[i];
+
+		if (job->head == save->trouble.head && job->zeroes && !job->error)
+			return true;
+	}
+	return false;
+}
+
 static enum cs_step after(struct cs_save *save)
 {
 	struct cowsnap_origin *origin = save->op->origin;
@@ -366,6 +493,12 @@ static enum cs_step after(struct cs_save *save)
 			cs_event_store(save->job[i].head->chain->store, COWSNAP_EVENT_LOW_WATER, 0);
 	}
 	save->step = cs_save_look;
+	if (save->trouble.head && found_space(save))
+		return CS_GO_ON;
+	if (save->trouble.head && save->no_write) {
+		save->op->error = save->trouble.reason;
+		return CS_DONE;
+	}
 	if (save->trouble.head)
 		return cs_trouble_resolve(save);
 	if (save->more)
@@ -418,7 +551,7 @@ static enum cs_step begin_round(struct cs_save *save)
 		gather(save, &heads->head[i]);
 		heads_used += save->count > before;
 	}
-	return save->count ? copy(save) : after(save);
+	return save->count ? fill(save) : after(save);
 }
 
 static void abandon_credits(struct cs_op *op)
@@ -465,12 +598,42 @@ static void enter_anew(struct cs_op *op)
 
 static enum cs_step look_inside(struct cs_save *save);
 
+static enum cs_step begin_saving(struct cs_save *save)
+{
+	return cs_save_nothing_needed(save) ? CS_DONE : reserve(save);
+}
+
+/* Does a merge of the origin have a say? */
+static bool merges(const struct cs_save *save)
+{
+	return cs_unlikely(save->heads->merge != NULL) && !save->moving;
+}
+
+static enum cs_step prepare_merge(struct cs_save *save)
+{
+	const struct cs_merge_ops *ops = save->heads->merge_ops;
+	enum cs_step step;
+
+	ops->widen(save);
+	step = ops->prepare(save);
+	return step == CS_DONE && !save->op->error ? begin_saving(save) : step;
+}
+
+/* All is saved: is there something that a merge has to move first? */
+static bool unsettled(const struct cs_save *save)
+{
+	return save->heads && merges(save) && !save->op->error &&
+	       !save->heads->merge_ops->is_settled(
+		       save->heads->merge, save->op->offset, save->op->length);
+}
+
 static enum cs_step established(struct cs_save *save)
 {
 	save->op->abandon = NULL;
 	/* Acquire: pairs with turn_back. */
-	if (!atomic_load_explicit(&save->heads->withdrawn, memory_order_acquire))
-		return reserve(save);
+	if (!atomic_load_explicit(&save->heads->withdrawn, memory_order_acquire) &&
+		!(merges(save) && save->heads->merge_ops->taken_back(save->heads->merge)))
+		return merges(save) ? prepare_merge(save) : begin_saving(save);
 	enter_anew(save->op);
 	return look_inside(save);
 }
@@ -548,8 +711,10 @@ enum cs_step cs_save_run(struct cs_save *save)
 {
 	enum cs_step step;
 
-	do
+	do {
 		step = save->step(save);
-	while (step == CS_GO_ON);
+		while (step == CS_DONE && unsettled(save))
+			step = save->heads->merge_ops->settle(save);
+	} while (step == CS_GO_ON);
 	return step;
 }

@@ -32,6 +32,7 @@
 #include <string.h>
 
 #define LEAF_CHUNKS 64u
+#define ZEROES      UINT64_MAX /* where pieces of zeroes lie */
 
 static int state_error(const struct cowsnap_snapshot *s)
 {
@@ -41,9 +42,28 @@ static int state_error(const struct cowsnap_snapshot *s)
 		return 0;
 	case COWSNAP_SNAPSHOT_INVALID:
 		return -ESTALE;
+	case COWSNAP_SNAPSHOT_MAP_ONLY:
+		return -ENODATA;
+	case COWSNAP_SNAPSHOT_MERGING:
+		return -EBUSY;
 	default:
 		return -EIDRM;
 	}
+}
+
+/* Was one of these chunks released? Inside the read gate. */
+static bool any_released(const struct cowsnap_snapshot *s, uint64_t chunk, uint64_t end)
+{
+	if (cs_likely(!cs_bits_any(&s->released)))
+		return false;
+	while (chunk < end) {
+		unsigned count = cs_window_count(chunk, end);
+
+		if (cs_bits_window(&s->released, chunk, count))
+			return true;
+		chunk += count;
+	}
+	return false;
 }
 
 uint64_t cs_snapshot_window(const struct cowsnap_snapshot *snapshot, uint64_t first, unsigned count,
@@ -59,7 +79,7 @@ uint64_t cs_snapshot_window(const struct cowsnap_snapshot *snapshot, uint64_t fi
 		if (s == snapshot)
 			break;
 	}
-	return mask;
+	return mask | cs_map_window(&snapshot->own, first, count, locations);
 }
 
 /* Chunks of the leaf of @chunk from it on, at most up to @last. */
@@ -76,13 +96,24 @@ static size_t room(const struct cs_read *r)
 	return r->queue ? CS_READ_IOS : CS_READ_PIECES;
 }
 
+/* Does the piece go on where the last one ends? */
+static bool goes_on(const struct cs_read_piece *last, const struct cs_read_piece *next)
+{
+	if (last->saved != next->saved)
+		return false;
+	if (!next->saved)
+		return true;
+	if (last->location == ZEROES || next->location == ZEROES)
+		return last->location == next->location;
+	return last->location + last->length == next->location;
+}
+
 /* Returns: false if there is no room for another piece. */
 static bool add_piece(struct cs_read *r, const struct cs_read_piece *next)
 {
 	struct cs_read_piece *last = r->count ? &r->piece[r->count - 1] : NULL;
 
-	if (last && last->saved == next->saved &&
-		(!next->saved || last->location + last->length == next->location)) {
+	if (last && goes_on(last, next)) {
 		last->length += next->length;
 		return true;
 	}
@@ -117,9 +148,9 @@ static unsigned same_kind(uint64_t mask, unsigned count, bool saved)
 /* How many of them lie one after the other in the store. */
 static unsigned together(const uint64_t *locations, unsigned count)
 {
-	unsigned run = 1;
+	unsigned run = 1, step = locations[0] <= COWSNAP_LOCATION_MAX;
 
-	while (run < count && locations[run] == locations[0] + run)
+	while (run < count && locations[run] == locations[0] + run * step)
 		run++;
 	return run;
 }
@@ -131,19 +162,31 @@ static int locate(struct cs_read *r, struct cs_read_piece *piece, uint64_t chunk
 
 	piece->saved = true;
 	piece->location = (location << r->shift) + (piece->offset - (chunk << r->shift));
+	if (location == COWSNAP_LOCATION_ZERO)
+		piece->location = ZEROES;
 	if (location != COWSNAP_LOCATION_NONE)
 		return 0;
-	/* C5: a live snapshot never ends at NONE. */
+	/* C5: a live snapshot ends at NONE only where it was released. */
 	rc = state_error(r->snapshot);
-	return rc ? rc : -EIO;
+	if (!rc)
+		rc = any_released(r->snapshot, chunk, chunk + 1) ? -ENODATA : -EIO;
+	return rc;
 }
 
-/* Resolves [r->next, r->end) as far as the pieces reach. Returns: 0, or the error of the state. */
+static bool read_released(const struct cs_read *r)
+{
+	return any_released(r->snapshot, r->offset >> r->shift, ((r->end - 1) >> r->shift) + 1);
+}
+
+/* Resolves [r->next, r->end) as far as the pieces reach. Returns: 0, -ENODATA (released), or the
+ * error of the state. */
 static int resolve(struct cs_read *r)
 {
 	uint64_t locations[LEAF_CHUNKS], last = (r->end - 1) >> r->shift;
 
 	r->count = 0;
+	if (read_released(r))
+		return -ENODATA;
 	for (uint64_t chunk = r->next >> r->shift; chunk <= last;) {
 		unsigned count = window_count(chunk, last), run;
 		uint64_t mask = cs_snapshot_window(r->snapshot, chunk, count, locations);
@@ -194,6 +237,10 @@ static void start(struct cs_read *r, const struct cs_read_piece *piece)
 	struct cowsnap_io *io;
 	int error;
 
+	if (piece->saved && from == ZEROES) {
+		memset(to, 0, piece->length);
+		return;
+	}
 	if (!r->queue) {
 		note_error(r, cs_dev_read(device, to, from, piece->length));
 		return;
@@ -223,6 +270,10 @@ static enum cs_step end(struct cs_read *r, int rc)
 {
 	int state = state_error(r->snapshot);
 
+	/* What was released meanwhile may have been written since. The fence of look_again() was
+	 * after the data; pairs with who writes a chunk because it is released. */
+	if (!rc && read_released(r))
+		rc = -ENODATA;
 	cs_gate_leave(&r->snapshot->chain->store->upper->reads, &r->pass);
 	r->error = state ? state : rc;
 	return CS_DONE;
@@ -366,7 +417,7 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	uint64_t locations[LEAF_CHUNKS], chunk, last, end;
 	struct cs_gate_pass pass;
 	bool first = true;
-	int rc = state_error(snapshot);
+	int state, rc = state_error(snapshot);
 
 	if (!rc)
 		rc = cs_range_check(offset, limit, snapshot->size_bytes);
@@ -376,14 +427,19 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	chunk = offset >> shift;
 	last = (offset + limit - 1) >> shift;
 	cs_gate_enter(&chain->store->upper->reads, &pass);
-	while (chunk <= last) {
+	if (any_released(snapshot, chunk, chunk + 1))
+		rc = -ENODATA;
+	while (!rc && chunk <= last) {
 		unsigned count = window_count(chunk, last), run;
 		uint64_t mask = cs_snapshot_window(snapshot, chunk, count, locations);
+		uint64_t released = cs_bits_window(&snapshot->released, chunk, count);
 
 		if (first)
 			extent->saved = mask & 1;
 		first = false;
 		run = same_kind(mask, count, extent->saved);
+		if (released && (unsigned)__builtin_ctzll(released) < run)
+			run = (unsigned)__builtin_ctzll(released);
 		chunk += run;
 		if (run < count)
 			break;
@@ -392,5 +448,6 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	end = chunk << shift;
 	extent->offset = offset;
 	extent->length = (end < offset + limit ? end : offset + limit) - offset;
-	return state_error(snapshot);
+	state = state_error(snapshot);
+	return state ? state : rc;
 }

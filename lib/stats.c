@@ -96,6 +96,10 @@ void cs_stats_copied(const struct cowsnap_allocator *alloc, struct cs_stats *sta
 	add(&count[CS_STAT_ORIGIN_BYTES], round->origin_bytes);
 	add(&count[CS_STAT_COPIED_CHUNKS], round->chunks);
 	add(&count[CS_STAT_COPIED_BYTES], round->bytes);
+	if (round->given_bytes)
+		add(&count[CS_STAT_GIVEN_BYTES], round->given_bytes);
+	if (round->zero_chunks)
+		add(&count[CS_STAT_ZERO_CHUNKS], round->zero_chunks);
 	if (stripe)
 		cs_hist_record(&stripe->copy_ns, round->took_ns);
 }
@@ -144,5 +148,7 @@ void cs_stats_report(const struct cs_stats_sum *sum, struct cowsnap_stats *out)
 		.copy_ns_p99 = cs_hist_percentile_ns(&sum->copy_ns, 990),
 		.copy_ns_p999 = cs_hist_percentile_ns(&sum->copy_ns, 999),
 		.copy_ns_max = sum->copy_ns.max_ns,
+		.given_bytes = count[CS_STAT_GIVEN_BYTES],
+		.zero_chunks = count[CS_STAT_ZERO_CHUNKS],
 	};
 }

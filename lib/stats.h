@@ -33,6 +33,8 @@ enum cs_stat {
 	CS_STAT_FAILED_WRITES,
 	CS_STAT_SNAPSHOT_READS,
 	CS_STAT_REREAD_CHUNKS,
+	CS_STAT_GIVEN_BYTES,
+	CS_STAT_ZERO_CHUNKS,
 	CS_STATS,
 };
 
@@ -62,6 +64,8 @@ struct cs_stats_round {
 	uint64_t origin_bytes;
 	uint64_t chunks; /* saved */
 	uint64_t bytes;
+	uint64_t given_bytes; /* by the host */
+	uint64_t zero_chunks; /* saved without space */
 	uint64_t took_ns;
 };
 

@@ -34,7 +34,7 @@ static int check_options(const struct cs_base *base, const struct cowsnap_store_
 		cs_log(base, COWSNAP_LOG_ERROR, "store: alloc, free or space is missing");
 		return -EINVAL;
 	}
-	if (options->flags & ~COWSNAP_STORE_ONE_SNAPSHOT) {
+	if (options->flags & ~(COWSNAP_STORE_ONE_SNAPSHOT | COWSNAP_STORE_ZEROES)) {
 		cs_log(base, COWSNAP_LOG_ERROR, "store: unknown flags 0x%x", options->flags);
 		return -EINVAL;
 	}
@@ -382,4 +382,36 @@ int cs_store_commit(struct cowsnap_store *store, const struct cowsnap_run *runs,
 	cs_store_start_commit(store, &w.commit);
 	cs_event_wait(&w.finished);
 	return w.error;
+}
+
+/* ---- Forgetting ------------------------------------------------------------------------------ */
+
+/* A count of 0 says that there are none. Of the origin only the caller knows the length. */
+static bool newest_sane(
+	const struct cowsnap_store *store, uint64_t most, const struct cowsnap_run *run)
+{
+	return !run->count || (run->first <= UINT64_MAX - run->count &&
+				      run_sane(store, most, run->location, run->count));
+}
+
+int cs_store_newest(struct cowsnap_store *store, uint64_t most, struct cowsnap_run *run)
+{
+	int rc;
+
+	*run = (struct cowsnap_run){0};
+	if (!cs_store_forgets(store))
+		return -ENOTSUP;
+	if (!most)
+		return -EINVAL;
+	rc = store->ops.newest(store->user, most, run);
+	if (!rc && !newest_sane(store, most, run))
+		rc = -EIO;
+	return rc;
+}
+
+int cs_store_forget(struct cowsnap_store *store, const struct cowsnap_run *run)
+{
+	if (!cs_store_forgets(store))
+		return -ENOTSUP;
+	return run->count ? store->ops.forget(store->user, run) : -EINVAL;
 }

@@ -43,6 +43,7 @@ struct cowsnap_store {
 	/* Of a store with a header on its device; else NULL. See cs_store_hold(). */
 	bool (*hold)(void *user, struct cs_waiter *waiter);
 	int (*hold_waiting)(void *user);
+	int (*flush)(void *user); /* of its device, by who holds it; NULL: nothing to be told */
 	void (*unhold)(void *user);
 };
 
@@ -64,6 +65,51 @@ int cs_store_dm_open(const struct cs_base *base, const struct cowsnap_dm_options
 int cs_store_dm_attach(struct cowsnap_store *store, const struct cowsnap_device *origin,
 	struct cowsnap_map *map, bool *valid);
 int cs_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation);
+
+/*
+ * Handing a persistent store over: store_dm_state.c.
+ *
+ * Begin stops commits and looks at the device: for what @map holds, which nobody changes. Returns:
+ * 0; -EBUSY (a commit is under way, or was not published), -ENODATA (it is not valid), -ENOMEM,
+ * what broke it, or the device's error. Then cancel: it goes on. Or end: commits and all else fail,
+ * and nothing is written to the device any more but what is on its way; then export, behind which
+ * the device is not locked, whatever it returns: 0, the error of @write, -EIO.
+ */
+struct cs_dm_export {
+	const struct cowsnap_map *map;
+	uint64_t origin_bytes;
+	uint64_t snapshot_bytes;
+	bool written; /* to the snapshot itself, ever */
+	int (*write)(void *user, const void *data, size_t bytes);
+	void *user;
+};
+
+bool cs_store_dm_is(const struct cowsnap_store *store);
+int cs_store_dm_export_begin(struct cowsnap_store *store, const struct cowsnap_map *map);
+void cs_store_dm_export_cancel(struct cowsnap_store *store);
+void cs_store_dm_export_end(struct cowsnap_store *store);
+int cs_store_dm_export(struct cowsnap_store *store, const struct cs_dm_export *to);
+
+struct cs_dm_import {
+	const struct cowsnap_device *device;
+	const struct cowsnap_device *origin;
+	int (*read)(void *user, void *data, size_t bytes);
+	void *user;
+};
+
+struct cs_dm_state;
+
+/* Reads and checks a state, up to its end; looks at no device but for its size. Returns: 0;
+ * -EBADMSG, -ESTALE (of another device or origin), -ENOMEM, or the error of @read. */
+int cs_dm_state_read(
+	const struct cs_base *base, const struct cs_dm_import *from, struct cs_dm_state **state);
+void cs_dm_state_free(struct cs_dm_state *state); /* NULL is accepted */
+uint64_t cs_dm_state_snapshot_bytes(const struct cs_dm_state *state);
+bool cs_dm_state_written(const struct cs_dm_state *state);
+/* As cs_store_dm_attach(), with records from @state, which is empty afterwards. Returns: 0; -ESTALE
+ * (the device has changed), -EBUSY, or the device's error. */
+int cs_store_dm_attach_state(
+	struct cowsnap_store *store, struct cs_dm_state *state, struct cowsnap_map *map);
 
 /* Marks it closed, gives the device up and calls the table's close. No call may be running. */
 void cs_store_fini(struct cowsnap_store *store);
@@ -100,11 +146,25 @@ static inline bool cs_store_records(const struct cowsnap_store *store)
 {
 	return store->ops.commit != NULL;
 }
+/* Are zeroes looked for in what is saved? What is recorded must be known before. */
+static inline bool cs_store_sifts(const struct cowsnap_store *store)
+{
+	return (store->flags & COWSNAP_STORE_ZEROES) && !cs_store_records(store);
+}
 /* Starts a commit whose runs, count, done and queue are set; done is called once, inside or later,
  * on any thread. */
 void cs_store_start_commit(struct cowsnap_store *store, struct cowsnap_commit *commit);
 /* Waits until the table has said that it is done. @runs may be on the stack. */
 int cs_store_commit(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count);
+/* Can its records be taken off, so that its snapshot can be merged? */
+static inline bool cs_store_forgets(const struct cowsnap_store *store)
+{
+	return store->ops.newest && store->ops.forget;
+}
+/* For one caller at a time, with no commit under way. As the members of the table. Returns: 0;
+ * -ENOTSUP (it cannot), -EINVAL (@most 0), -EIO (what the table gave cannot be), or its error. */
+int cs_store_newest(struct cowsnap_store *store, uint64_t most, struct cowsnap_run *run);
+int cs_store_forget(struct cowsnap_store *store, const struct cowsnap_run *run);
 void cs_store_space(const struct cowsnap_store *store, struct cowsnap_store_space *space);
 uint64_t cs_store_high_water(struct cowsnap_store *store); /* chunks */
 /*

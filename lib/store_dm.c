@@ -275,6 +275,18 @@ static int dm_hold_waiting(void *user)
 	return cs_dev_writes_through(dm->device) ? 0 : cs_dm_hold_waiting(dm);
 }
 
+/* For who holds it. One that fails may have lost what was written to the list of records. */
+static int dm_flush(void *user)
+{
+	struct cs_dm *dm = user;
+	int rc;
+
+	if (cs_dev_writes_through(dm->device))
+		return cs_dev_flush(dm->device);
+	rc = cs_dm_flush(dm);
+	return rc ? rc : cs_dm_broken(dm);
+}
+
 static void dm_unhold(void *user)
 {
 	struct cs_dm *dm = user;
@@ -288,7 +300,9 @@ static int set_generation(struct cs_dm *dm, uint64_t generation)
 	int rc = 0;
 
 	cs_mutex_lock(&dm->header_lock);
-	if (dm->header != CS_DM_NONE)
+	if (dm->exported)
+		rc = -EBADF;
+	else if (dm->header != CS_DM_NONE)
 		rc = change_header(dm, dm->header, generation);
 	else
 		dm->generation = generation;
@@ -308,7 +322,8 @@ static void dm_close(void *user)
 	cs_mutex_fini(&dm->space_lock);
 	cs_mutex_fini(&dm->header_lock);
 	cs_free(dm->base->alloc, dm->header_block, dm->block_bytes);
-	cs_dev_lock(dm->device, COWSNAP_LOCK_NONE);
+	if (!dm->exported)
+		cs_dev_lock(dm->device, COWSNAP_LOCK_NONE);
 	cs_free(dm->base->alloc, dm, sizeof(*dm));
 }
 
@@ -324,6 +339,8 @@ static const struct cowsnap_store_ops dm_ops = {
 	.close = dm_close,
 	.begin = dm_begin,
 	.drop = dm_drop,
+	.newest = cs_dm_newest,
+	.forget = cs_dm_forget,
 };
 
 static int check_dm_options(
@@ -403,6 +420,7 @@ static int make_store(const struct cs_base *base, const struct cowsnap_dm_option
 	}
 	(*store)->hold = dm_hold;
 	(*store)->hold_waiting = dm_hold_waiting;
+	(*store)->flush = dm_flush;
 	(*store)->unhold = dm_unhold;
 	return 0;
 }
@@ -597,9 +615,9 @@ static int wipe_tail(struct cs_dm *dm, const struct cs_dm_load *load, uint8_t *b
 
 /* What is not used is free: what lies below the highest chunk in use was freed, or lost by a crash,
  * which is the same. */
-static void find_free(struct cs_dm *dm, const struct cs_dm_load *load)
+static void find_free(struct cs_dm *dm, uint64_t records, uint64_t highest)
 {
-	uint64_t fresh = load->highest >= FIRST_DATA ? load->highest + 1 : FIRST_DATA;
+	uint64_t fresh = highest >= FIRST_DATA ? highest + 1 : FIRST_DATA;
 	uint64_t stripe = dm->layout.area_records + 1;
 
 	cs_mutex_lock(&dm->space_lock);
@@ -611,8 +629,17 @@ static void find_free(struct cs_dm *dm, const struct cs_dm_load *load)
 	}
 	dm->fresh = fresh;
 	dm->lowest = FIRST_DATA;
-	atomic_store_explicit(&dm->used, load->records, memory_order_relaxed);
+	atomic_store_explicit(&dm->used, records, memory_order_relaxed);
 	cs_mutex_unlock(&dm->space_lock);
+}
+
+int cs_dm_attached(struct cs_dm *dm, uint64_t records, uint64_t highest, const uint8_t *block)
+{
+	int rc = cs_dm_commit_open(dm, records, block);
+
+	if (!rc)
+		find_free(dm, records, highest);
+	return rc;
 }
 
 int cs_store_dm_attach(struct cowsnap_store *store, const struct cowsnap_device *origin,
@@ -633,11 +660,7 @@ int cs_store_dm_attach(struct cowsnap_store *store, const struct cowsnap_device 
 		return rc;
 	/* Nothing was written before all of it was accepted. */
 	rc = wipe_tail(dm, &load, dm->header_block);
-	if (!rc)
-		rc = cs_dm_commit_open(dm, load.records, dm->header_block);
-	if (!rc)
-		find_free(dm, &load);
-	return rc;
+	return rc ? rc : cs_dm_attached(dm, load.records, load.highest, dm->header_block);
 }
 
 int cs_store_dm_set_generation(struct cowsnap_store *store, uint64_t generation)

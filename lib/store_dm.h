@@ -3,7 +3,8 @@
  * The persistent store: dm-snapshot's format (format_dm.h, docs/design/dm-format.md) behind the
  * table of a store. store_dm.c has its space, its header and its life; store_dm_queue.c the queue
  * of commits and who leads; store_dm_group.c writes a group of records, and has the flushes;
- * store_dm_load.c reads a device.
+ * store_dm_merge.c takes records off the end; store_dm_load.c reads a device; store_dm_state.c
+ * hands one over.
  *
  * Invariants:
  *  D1 A chunk is given out once until it is freed, and freed only when no durable record names it,
@@ -39,6 +40,7 @@
 #define CS_DM_FLUSHES_TIMED  4u /* that are remembered */
 #define CS_DM_QUICK_FLUSH_NS UINT64_C(10000)
 #define CS_DM_GROUP_RECORDS  4096u /* at most */
+#define CS_DM_MARKS          3u    /* store_dm_state.c */
 
 enum cs_dm_header {
 	CS_DM_NONE, /* no snapshot */
@@ -100,6 +102,7 @@ struct cs_dm {
 	struct cs_mutex header_lock; /* held over the I/O of the header */
 	enum cs_dm_header header;
 	uint64_t generation;
+	bool exported; /* the device is another's: nothing is written any more */
 	uint8_t *header_block;
 
 	_Atomic uint32_t hold; /* store_dm_group.c */
@@ -141,6 +144,9 @@ struct cs_dm {
 	uint64_t acked;  /* of these, those whose commits are done */
 	uint8_t *blocks; /* room for a group; the first block is as on the device up to `end` */
 	size_t blocks_bytes;
+	/* store_dm_state.c: of an export. */
+	uint64_t marks[CS_DM_MARKS];
+	uint64_t *part;
 };
 
 static inline uint64_t cs_dm_chunk_bytes(const struct cs_dm *dm)
@@ -170,6 +176,12 @@ static inline bool cs_dm_quick_flush(const struct cs_dm *dm)
 {
 	return atomic_load_explicit(&dm->flush_ns, memory_order_relaxed) < CS_DM_QUICK_FLUSH_NS;
 }
+
+/* ---- store_dm.c ----------------------------------------------------------------------------- */
+
+/* Its records are in a map, and the chunks that they name, up to @highest, in dm->freed: makes it
+ * ready for more. @block: as for cs_dm_commit_open(). */
+int cs_dm_attached(struct cs_dm *dm, uint64_t records, uint64_t highest, const uint8_t *block);
 
 /* ---- store_dm_group.c ----------------------------------------------------------------------- */
 
@@ -204,6 +216,16 @@ void cs_dm_commit_close(struct cs_dm *dm);
 void cs_dm_commit(void *user, struct cowsnap_commit *commit);
 /* The leader's step after dm->group. */
 enum cs_step cs_dm_group_ended(struct cs_dm *dm);
+/* For a caller that has no commit, and needs what is the leader's. Returns: 0, -EBUSY (commits are
+ * under way). Commits that come meanwhile go on afterwards. */
+int cs_dm_lead(struct cs_dm *dm);
+void cs_dm_stop_leading(struct cs_dm *dm);
+
+/* ---- store_dm_merge.c ----------------------------------------------------------------------- */
+
+/* The members of a store's table. */
+int cs_dm_newest(void *user, uint64_t most, struct cowsnap_run *run);
+int cs_dm_forget(void *user, const struct cowsnap_run *run);
 
 /* ---- store_dm_load.c ------------------------------------------------------------------------ */
 

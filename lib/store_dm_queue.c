@@ -344,6 +344,30 @@ enum cs_step cs_dm_group_ended(struct cs_dm *dm)
 	return on ? CS_GO_ON : CS_DONE;
 }
 
+/* ---- Leading without a commit ---------------------------------------------------------------- */
+
+int cs_dm_lead(struct cs_dm *dm)
+{
+	bool busy;
+
+	cs_mutex_lock(&dm->queue_lock);
+	busy = dm->leading;
+	dm->leading = true;
+	cs_mutex_unlock(&dm->queue_lock);
+	return busy ? -EBUSY : 0;
+}
+
+void cs_dm_stop_leading(struct cs_dm *dm)
+{
+	struct cs_dm_waiting *heir;
+
+	cs_mutex_lock(&dm->queue_lock);
+	heir = hand_over(dm);
+	cs_mutex_unlock(&dm->queue_lock);
+	if (heir)
+		wake_heir(dm, heir);
+}
+
 /* ---- Commit ---------------------------------------------------------------------------------- */
 
 /* Returns: does its owner lead? */

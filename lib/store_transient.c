@@ -567,7 +567,7 @@ static int check_transient(const struct cs_base *base, struct cowsnap_transient_
 {
 	uint64_t chunk = options->chunk_size_bytes;
 
-	if (options->flags) {
+	if (options->flags & ~COWSNAP_TRANSIENT_SKIP_ZEROES) {
 		cs_log(base, COWSNAP_LOG_ERROR, "transient store: unknown flags 0x%x",
 			options->flags);
 		return -EINVAL;
@@ -630,6 +630,8 @@ int cs_store_transient(const struct cs_base *base,
 		atomic_init(&t->limit, options.limit_bytes >> t->chunk_shift);
 		generic.chunk_size_bytes = options.chunk_size_bytes;
 		generic.device = t->device;
+		if (options.flags & COWSNAP_TRANSIENT_SKIP_ZEROES)
+			generic.flags = COWSNAP_STORE_ZEROES;
 		generic.low_water_bytes = options.low_water_bytes;
 		make_leases(t);
 		rc = cs_store_create(base, &transient_ops, &generic, t, store);

@@ -74,6 +74,10 @@ static int check_entry(struct cowsnap_ctx *ctx, const struct cowsnap_take_entry 
 		return -EINVAL;
 	if (entry->on_full == COWSNAP_LOSER_ASK && !entry->decide)
 		return -EINVAL;
+	if (entry->flags & ~COWSNAP_TAKE_MAP_ONLY)
+		return -EINVAL;
+	if (entry->flags && (cs_store_persistent(entry->store) || cs_store_records(entry->store)))
+		return -ENOTSUP;
 	return 0;
 }
 
@@ -149,6 +153,8 @@ static int plan_entry(struct take *take, struct cowsnap_take_entry *entry)
 	struct cowsnap_origin *origin = entry->origin;
 	struct cs_chain *chain;
 
+	if (cs_origin_merge(origin))
+		return -EBUSY;
 	chain = cs_origin_chain(origin, entry->store);
 	if (!chain)
 		return -ENOMEM;
@@ -156,7 +162,7 @@ static int plan_entry(struct take *take, struct cowsnap_take_entry *entry)
 		return -EINVAL;
 	if ((entry->store->flags & COWSNAP_STORE_ONE_SNAPSHOT) && store_has_snapshot(entry->store))
 		return -ENOTSUP;
-	chain->taken = cs_snapshot_create(chain, origin->size_bytes, entry);
+	chain->taken = cs_snapshot_create(chain, cs_origin_size(origin), entry);
 	if (!chain->taken)
 		return -ENOMEM;
 	chain->taken->id = ++take->ctx->next_id;
@@ -358,6 +364,8 @@ static int attach(struct take *take)
 			entry->store->device->name);
 		return -EBUSY;
 	}
+	/* Which of its records are preimages, they do not say. */
+	atomic_store_explicit(&entry->snapshot->written, true, memory_order_relaxed);
 	return take->attach->load(take->attach->user, &entry->snapshot->map);
 }
 
@@ -676,23 +684,11 @@ int cowsnap_take_async(struct cowsnap_ctx *ctx, struct cowsnap_queue *queue,
 
 /* ---- The end of a snapshot ------------------------------------------------------------------ */
 
-static int end_snapshot(struct cowsnap_snapshot *snapshot, bool record)
+int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot)
 {
-	int rc = cs_snapshot_end(snapshot, record);
+	int rc = cs_snapshot_end(snapshot, true, false);
 
 	if (!rc)
 		cs_origin_lost_one(snapshot->chain->origin);
 	return rc;
-}
-
-int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot)
-{
-	return end_snapshot(snapshot, true);
-}
-
-int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot)
-{
-	if (!cs_store_persistent(snapshot->chain->store))
-		return -ENOTSUP;
-	return end_snapshot(snapshot, false);
 }

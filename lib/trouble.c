@@ -32,6 +32,14 @@ struct verdict {
 	bool retry;
 };
 
+/* How much of it the snapshot has, which may be shorter than its origin is now. */
+static uint64_t length_in(const struct cowsnap_snapshot *snapshot, const struct verdict *verdict)
+{
+	uint64_t left = snapshot->size_bytes - verdict->offset;
+
+	return verdict->length < left ? verdict->length : left;
+}
+
 static void longest_wait(void *user, struct cowsnap_snapshot *snapshot)
 {
 	struct verdict *verdict = user;
@@ -49,7 +57,7 @@ static void ask(void *user, struct cowsnap_snapshot *snapshot)
 		.reason = verdict->trouble->reason,
 		.attempt = verdict->trouble->asks + 1,
 		.offset = verdict->offset,
-		.length = verdict->length};
+		.length = length_in(snapshot, verdict)};
 
 	if (snapshot->on_full == COWSNAP_LOSER_WRITE)
 		verdict->write_loses = true;
@@ -72,7 +80,11 @@ static void lose(void *user, struct cowsnap_snapshot *snapshot)
 {
 	const struct verdict *verdict = user;
 
-	cs_snapshot_lose(snapshot, verdict->trouble->reason, verdict->offset, verdict->length);
+	/* It may have become map-only meanwhile. */
+	if (!verdict->trouble->unrecorded && !cs_snapshot_keeps(snapshot))
+		return;
+	cs_snapshot_lose(
+		snapshot, verdict->trouble->reason, verdict->offset, length_in(snapshot, verdict));
 }
 
 static void each_needing(const struct cs_trouble *trouble,
@@ -82,7 +94,8 @@ static void each_needing(const struct cs_trouble *trouble,
 	struct cs_gate_pass pass;
 
 	cs_gate_enter(&chain->store->upper->reads, &pass);
-	cs_chain_each_needing(trouble->head->newest, trouble->chunk, visit, verdict);
+	cs_chain_each_needing(
+		trouble->head->newest, trouble->chunk, trouble->unrecorded, visit, verdict);
 	cs_gate_leave(&chain->store->upper->reads, &pass);
 	cs_reclaim_after_reading(chain->store);
 }
@@ -90,13 +103,10 @@ static void each_needing(const struct cs_trouble *trouble,
 static struct verdict begin_verdict(const struct cs_save *save)
 {
 	const struct cs_trouble *trouble = &save->trouble;
-	const struct cowsnap_origin *origin = save->op->origin;
 	struct verdict verdict = {.trouble = trouble};
 
 	verdict.offset = trouble->chunk << trouble->head->chain->store->chunk_shift;
 	verdict.length = cs_store_chunk_bytes(trouble->head->chain->store);
-	if (verdict.length > origin->size_bytes - verdict.offset)
-		verdict.length = origin->size_bytes - verdict.offset;
 	return verdict;
 }
 

@@ -21,6 +21,10 @@ static const char *state_name(enum cowsnap_snapshot_state state)
 		return "invalid";
 	case COWSNAP_SNAPSHOT_DROPPED:
 		return "dropped";
+	case COWSNAP_SNAPSHOT_MAP_ONLY:
+		return "map-only";
+	case COWSNAP_SNAPSHOT_MERGING:
+		return "merging";
 	}
 	return "unknown";
 }

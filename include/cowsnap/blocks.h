@@ -39,14 +39,15 @@ extern "C" {
 
 struct cowsnap_map;
 
-#define COWSNAP_LOCATION_MAX  ((UINT64_C(1) << 56) - 2)
+#define COWSNAP_LOCATION_MAX  ((UINT64_C(1) << 56) - 3)
+#define COWSNAP_LOCATION_ZERO ((UINT64_C(1) << 56) - 2) /* done: zeroes, without space of its own */
 #define COWSNAP_LOCATION_NONE ((UINT64_C(1) << 56) - 1) /* done, but without data of its own */
 #define COWSNAP_CHUNK_MAX     ((UINT64_C(1) << 62) - 1)
 
 struct cowsnap_run {
 	uint64_t first;    /* chunk */
 	uint64_t count;    /* chunks */
-	uint64_t location; /* of the first; the others follow, or are all COWSNAP_LOCATION_NONE.
+	uint64_t location; /* of the first; the others follow, or are all NONE or all ZERO.
 			    * Meaningless for runs not done */
 };
 
@@ -317,6 +318,11 @@ struct cowsnap_copy_target {
 	uint64_t length;
 	int error; /* out: 0, or why this target did not get all of it */
 	uint32_t reserved;
+	/* NULL: all is written. Else those of the target's first 64 parts of part_bytes each that
+	 * the source has as zeroes are not written, as far as one piece holds them whole: their
+	 * bits are set here (bit i for part i), and the caller begins with 0. */
+	uint64_t *zeroes;
+	uint64_t part_bytes;
 };
 
 /* One copy. The caller allocates it and sets what is above the line. */

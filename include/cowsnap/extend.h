@@ -152,9 +152,20 @@ struct cowsnap_store_ops {
 	 * lock held that makes drops of this store wait: must not drop. NULL: nothing survives
 	 * anyway, and a snapshot cannot be deactivated. */
 	int (*drop)(void *user);
+	/* For merges, in stores with commit. The newest of the durable records that follow each
+	 * other in origin and store, at most @most: run->location is that of run->first. Count 0:
+	 * there are none. No commit is under way. Returns 0 or a negative errno. Blocks. NULL: its
+	 * snapshot cannot be merged. */
+	int (*newest)(void *user, uint64_t most, struct cowsnap_run *run);
+	/* Make it durable that the records of what newest() gave, or of the last part of it, are
+	 * gone. Their chunks are freed then. No commit is under way. Blocks. NULL as newest. */
+	int (*forget)(void *user, const struct cowsnap_run *run);
 };
 
 #define COWSNAP_STORE_ONE_SNAPSHOT (UINT32_C(1) << 0) /* the format holds a single snapshot */
+/* Runs at COWSNAP_LOCATION_ZERO may be committed: preimages of zeroes take no space. A chunk for
+ * which that was done may be committed once more, with space, when its snapshot is written to. */
+#define COWSNAP_STORE_ZEROES       (UINT32_C(1) << 1)
 
 struct cowsnap_store_options {
 	size_t size;

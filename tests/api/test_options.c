@@ -148,7 +148,7 @@ Test(options, transient_store)
 	bad.size = sizeof(size_t);
 	cr_assert_eq(create_store(&v, &bad), -EINVAL);
 	bad = good;
-	bad.flags = 1;
+	bad.flags = UINT32_C(1) << 31;
 	cr_assert_eq(create_store(&v, &bad), -EINVAL);
 	cr_assert_eq(create_store(&v, &longer), 0);
 	longer.more[sizeof(longer.more) - 1] = 1;

@@ -40,6 +40,7 @@ static void open_store(struct scene *s, unsigned i, const struct scene_options *
 {
 	struct cowsnap_transient_options transient = {
 		.size = sizeof(transient),
+		.flags = options->store_flags,
 		.chunk_size_bytes = options->chunk_bytes[i] ? options->chunk_bytes[i] : SCENE_CHUNK,
 		.low_water_bytes = options->low_water_chunks * SCENE_CHUNK,
 	};

@@ -35,6 +35,7 @@ struct scene_options {
 	uint64_t copy_inflight_bytes;
 	enum cowsnap_engine engine;
 	uint32_t workers;
+	uint32_t store_flags;                      /* of all stores */
 	const struct cowsnap_allocator *allocator; /* NULL: the default */
 	bool submits;                              /* devices are submitted to, in this mode */
 	enum test_async_mode mode;

@@ -357,3 +357,67 @@ Test(store_dm_group, stores_are_independent, .timeout = 60)
 	dm_expect_promise(&s, 1);
 	end(&s);
 }
+
+/* ---- A merge takes records off --------------------------------------------------------------- */
+
+static void *forget_newest(void *argument)
+{
+	struct writer *w = argument;
+	struct cowsnap_run run;
+
+	w->rc = cs_store_newest(w->scene->at[0].store, 1, &run);
+	if (!w->rc)
+		w->rc = cs_store_forget(w->scene->at[0].store, &run);
+	if (!w->rc)
+		cs_store_free(w->scene->at[0].store, run.location, run.count);
+	return NULL;
+}
+
+static void *commit_one(void *argument)
+{
+	struct writer *w = argument;
+	struct cowsnap_run run = {.first = w->chunk};
+
+	atomic_store(&w->tid, syscall(SYS_gettid));
+	w->rc = cowsnap_store_alloc(w->scene->at[0].store, 1, &run.location, &run.count);
+	if (!w->rc)
+		w->rc = cowsnap_store_commit(w->scene->at[0].store, &run, 1);
+	return NULL;
+}
+
+static void begin_thread(struct writer *w, struct dm_scene *s, void *(*body)(void *))
+{
+	*w = (struct writer){.scene = s, .chunk = 9};
+	cr_assert_eq(pthread_create(&w->thread, NULL, body, w), 0);
+}
+
+/* A commit that comes while records are forgotten waits, and then goes on behind what is left; and
+ * nothing is forgotten while a commit is under way. */
+Test(store_dm_group, forgetting_and_committing_exclude_each_other, .timeout = 60)
+{
+	struct writer merge, other, busy;
+	struct cowsnap_run run;
+	struct dm_scene s;
+	int hold;
+
+	begin(&s, NULL);
+	cr_assert_eq(dm_write(&s, 0, 3 * CHUNK, 2 * CHUNK, 1), 0);
+	hold = hold_flush(&s);
+	begin_thread(&merge, &s, forget_newest);
+	cr_assert(test_device_wait_held(s.at[0].store_test, hold));
+	begin_thread(&other, &s, commit_one);
+	until_asleep(&other, 1);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 1, &run), -EBUSY);
+	test_device_release(s.at[0].store_test, hold);
+	cr_assert_eq(join(&merge), 0);
+	cr_assert_eq(join(&other), 0);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 1, &run), 0);
+	cr_assert_eq(run.first, 9);
+	hold = hold_flush(&s);
+	begin_thread(&busy, &s, commit_one);
+	cr_assert(test_device_wait_held(s.at[0].store_test, hold));
+	cr_assert_eq(cs_store_forget(s.at[0].store, &run), -EBUSY);
+	test_device_release(s.at[0].store_test, hold);
+	cr_assert_eq(join(&busy), 0);
+	dm_close(&s);
+}

@@ -33,6 +33,7 @@ const char *mutation_name(enum mutation mutation)
 		[MUTATION_NO_INVALID_FLUSH] = "no flush after an invalid header",
 		[MUTATION_NO_DROP_FLUSH] = "no flush after a drop",
 		[MUTATION_NO_SLOT_ZEROED] = "slots of a failed write not zeroed",
+		[MUTATION_NO_ORIGIN_FLUSH] = "the origin not flushed",
 	};
 
 	return names[mutation];
@@ -204,12 +205,29 @@ static size_t take_out_tail(struct journal *journal, uint64_t chunk_bytes)
 	return changed;
 }
 
+static size_t take_out_origin_flushes(struct journal *journal, uint64_t chunk_bytes)
+{
+	size_t changed = 0, i = next_records(journal, 0, chunk_bytes);
+
+	for (; i < journal->count; i++) {
+		struct power_op *op = &journal->ops[i];
+
+		if (op->device != POWER_ORIGIN || op->kind != POWER_FLUSH)
+			continue;
+		take_out(op);
+		changed++;
+	}
+	return changed;
+}
+
 size_t mutate(struct journal *journal, uint64_t chunk_bytes, enum mutation mutation)
 {
 	size_t changed = 0;
 
 	if (mutation == MUTATION_NO_TAIL_ZEROED)
 		return take_out_tail(journal, chunk_bytes);
+	if (mutation == MUTATION_NO_ORIGIN_FLUSH)
+		return take_out_origin_flushes(journal, chunk_bytes);
 	for (size_t i = 0; i < journal->count; i++)
 		changed += change(journal, i, chunk_bytes, mutation);
 	return changed;

@@ -19,6 +19,7 @@ enum mutation {
 	MUTATION_NO_INVALID_FLUSH, /* after the header that says so */
 	MUTATION_NO_DROP_FLUSH,    /* after the first block was zeroed */
 	MUTATION_NO_SLOT_ZEROED,   /* of records whose write failed */
+	MUTATION_NO_ORIGIN_FLUSH,  /* after the first records */
 	MUTATIONS,
 };
 

@@ -40,6 +40,8 @@ extern const struct workload workload_drop;
 extern const struct workload workload_drop_take_again;
 extern const struct workload workload_overwrite;
 extern const struct workload workload_generation;
+extern const struct workload workload_merge_by_hand; /* merge.c */
+extern const struct workload workload_merge_by_hand_torn;
 extern const struct workload workload_odd_end; /* an origin that ends inside a chunk */
 extern const struct workload workload_random;  /* single-threaded, from the seed */
 extern const struct workload workload_random_faults;

@@ -144,6 +144,9 @@ static void store_open(struct driver *d, unsigned s)
 	bool tight = driver_below(d, 2) > 0;
 	uint64_t chunks = tight ? 1 + driver_below(d, 100) : UINT64_C(1) << 20;
 
+	d->model.skips[s] = driver_below(d, 3) == 0;
+	if (d->model.skips[s])
+		options.flags = COWSNAP_TRANSIENT_SKIP_ZEROES;
 	d->limit_chunks[s] = chunks;
 	d->grow_chunks[s] = UINT64_C(1) << 30;
 	options.limit_bytes = chunks * chunk_bytes;

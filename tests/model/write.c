@@ -3,6 +3,9 @@
  * The write step. While the store has room everything is predicted. When it is full the library may
  * choose which chunks still fit, but not who loses: of one chain those that need a chunk that could
  * not be saved, hence a newest part of it; never one that needs nothing of the range.
+ *
+ * Some writes come from a host that tells what it knows of the old content: always the truth, by
+ * chance all or a part of it, or in a way that is not allowed.
  */
 #include "model/driver.h"
 
@@ -271,8 +274,80 @@ static void end_or_keep(struct driver *d, struct cowsnap_op *op, unsigned place)
 		cowsnap_write_end(op);
 }
 
+/* ---- What the host knows --------------------------------------------------------------------- */
+
+/* May a store ask about this range: its own chunks, each wanted? */
+static bool may_ask(struct driver *d, unsigned s, uint64_t offset, uint64_t length)
+{
+	uint64_t chunk_bytes = d->model.chunk_bytes[s], end = offset + length;
+
+	if (offset % chunk_bytes ||
+		(end % chunk_bytes && end != d->model.origin[d->write_origin].size_bytes))
+		return false;
+	for (uint64_t at = offset; at < end; at += chunk_bytes) {
+		if (!model_wanted(&d->model, d->write_origin, s, at / chunk_bytes))
+			return false;
+	}
+	return true;
+}
+
+static uint64_t largest_chunk(const struct driver *d)
+{
+	uint64_t largest = 0;
+
+	for (unsigned s = 0; s < d->model.stores; s++) {
+		if (d->model.chunk_bytes[s] > largest)
+			largest = d->model.chunk_bytes[s];
+	}
+	return largest;
+}
+
+static bool reads_as_zeroes(const uint8_t *bytes, uint64_t length)
+{
+	return !bytes[0] && !memcmp(bytes, bytes + 1, length - 1);
+}
+
+static enum cowsnap_preimage_kind answer_badly(struct driver *d, struct cowsnap_preimage_ask *ask)
+{
+	ask->data = NULL;
+	switch (driver_below(d, 3)) {
+	case 0:
+		ask->length = 0;
+		return COWSNAP_PREIMAGE_ZERO;
+	case 1:
+		ask->length++;
+		return COWSNAP_PREIMAGE_ZERO;
+	default:
+		return COWSNAP_PREIMAGE_GIVEN;
+	}
+}
+
+static enum cowsnap_preimage_kind tell(void *user, struct cowsnap_preimage_ask *ask)
+{
+	struct driver *d = user;
+	const uint8_t *data = d->model.origin[d->write_origin].data + ask->offset;
+	uint64_t part = largest_chunk(d) * (1 + driver_below(d, 3));
+	bool may = false;
+
+	want(d, d->writing);
+	for (unsigned s = 0; s < d->model.stores; s++)
+		may |= may_ask(d, s, ask->offset, ask->length);
+	want(d, may);
+	if (driver_below(d, 16) == 0)
+		return answer_badly(d, ask);
+	if (part < ask->length && driver_below(d, 2) > 0)
+		ask->length = part;
+	ask->data = data;
+	if (driver_below(d, 4) == 0)
+		return COWSNAP_PREIMAGE_READ;
+	if (driver_below(d, 4) > 0 && reads_as_zeroes(data, ask->length))
+		return COWSNAP_PREIMAGE_ZERO;
+	return COWSNAP_PREIMAGE_GIVEN;
+}
+
 static int begin(struct driver *d, enum cowsnap_write_kind kind, struct cowsnap_op *op)
 {
+	const struct cowsnap_preimage preimage = {.get = tell, .user = d};
 	int rc;
 
 	for (unsigned i = 0; i < d->model.images; i++) {
@@ -282,8 +357,8 @@ static int begin(struct driver *d, enum cowsnap_write_kind kind, struct cowsnap_
 		taken->attempts = 0;
 	}
 	d->writing = true;
-	rc = cowsnap_write_begin(
-		d->origin[d->write_origin], kind, d->write_offset, d->write_length, op);
+	rc = cowsnap_write_begin_with(d->origin[d->write_origin], kind, d->write_offset,
+		d->write_length, d->model.told ? &preimage : NULL, op);
 	d->writing = false;
 	return rc;
 }
@@ -301,8 +376,10 @@ void write_step(struct driver *d)
 	int rc;
 
 	choose_range(d);
-	driver_note(d, "write kind %d origin %u offset %llu length %llu", kind, d->write_origin,
-		(unsigned long long)d->write_offset, (unsigned long long)d->write_length);
+	d->model.told = driver_below(d, 3) == 0;
+	driver_note(d, "write kind %d origin %u offset %llu length %llu%s", kind, d->write_origin,
+		(unsigned long long)d->write_offset, (unsigned long long)d->write_length,
+		d->model.told ? ", told" : "");
 	if (place < DRIVER_OPEN_MAX && !d->open[place].used)
 		op = &d->open[place].op;
 	else

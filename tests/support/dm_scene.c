@@ -82,6 +82,7 @@ void dm_open(struct dm_scene *s, const struct dm_scene_options *options)
 	s->options.origin_bytes = or_default(s->options.origin_bytes, 64 * 1024);
 	s->options.store_bytes = or_default(s->options.store_bytes, 96 * 1024);
 	ctx_options.engine = s->options.engine;
+	ctx_options.workers = s->options.workers;
 	if (s->options.memory) {
 		s->memory = fail_alloc_create(false);
 		ctx_options.allocator = fail_alloc_table(s->memory);

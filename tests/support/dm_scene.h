@@ -35,6 +35,7 @@ struct dm_scene_options {
 	uint64_t wait_ns;
 	bool memory; /* the context's allocator is a fail_alloc */
 	enum cowsnap_engine engine;
+	uint32_t workers;
 };
 
 /* What a store's device must show after a crash at this moment. */
@@ -69,7 +70,7 @@ struct dm_scene {
 	struct cowsnap_ctx *ctx;
 	struct dm_store at[DM_STORES];
 	_Atomic unsigned failed_writes; /* brackets that were refused */
-	_Atomic unsigned events[4];     /* by type */
+	_Atomic unsigned events[8];     /* by type */
 	_Atomic unsigned lines;         /* of the log, errors only */
 	char line[512];                 /* the last of them that the thread of dm_open() caused */
 	pthread_t owner;

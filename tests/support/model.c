@@ -22,6 +22,7 @@ static void image_free(struct model_image *image)
 {
 	free(image->data);
 	free(image->copy);
+	free(image->spare);
 	free(image);
 }
 
@@ -63,6 +64,7 @@ struct model_image *model_take(struct model *m, unsigned origin, unsigned store,
 	image->data = get(from->size_bytes, 1);
 	memcpy(image->data, from->data, from->size_bytes);
 	image->copy = get(image->chunks, sizeof(*image->copy));
+	image->spare = get(image->chunks, sizeof(*image->spare));
 	m->image[m->images++] = image;
 	return image;
 }
@@ -101,7 +103,7 @@ bool model_needs_range(
 	return false;
 }
 
-static bool chunk_wanted(const struct model *m, unsigned origin, unsigned store, uint64_t chunk)
+bool model_wanted(const struct model *m, unsigned origin, unsigned store, uint64_t chunk)
 {
 	for (unsigned i = 0; i < m->images; i++) {
 		const struct model_image *image = m->image[i];
@@ -119,12 +121,25 @@ uint64_t model_copies_wanted(
 	uint64_t wanted = 0;
 
 	for (uint64_t c = model_first_chunk(m, store, offset); c <= last; c++)
-		wanted += chunk_wanted(m, origin, store, c);
+		wanted += model_wanted(m, origin, store, c);
 	return wanted;
+}
+
+bool model_zero(const struct model *m, unsigned origin, unsigned store, uint64_t chunk)
+{
+	const struct model_origin *from = &m->origin[origin];
+	uint64_t at = chunk * m->chunk_bytes[store], end = at + m->chunk_bytes[store];
+
+	for (; at < end && at < from->size_bytes; at++) {
+		if (from->data[at])
+			return false;
+	}
+	return true;
 }
 
 void model_save_chunk(struct model *m, unsigned origin, unsigned store, uint64_t chunk)
 {
+	bool spare = (m->skips[store] || m->told) && model_zero(m, origin, store, chunk);
 	uint32_t number = m->copies + 1;
 
 	for (unsigned i = 0; i < m->images; i++) {
@@ -133,6 +148,7 @@ void model_save_chunk(struct model *m, unsigned origin, unsigned store, uint64_t
 		if (image->origin != origin || image->store != store || !model_needs(image, chunk))
 			continue;
 		image->copy[chunk] = number;
+		image->spare[chunk] = spare;
 		m->copies = number;
 	}
 }
@@ -149,7 +165,7 @@ void model_save(struct model *m, unsigned origin, uint64_t offset, uint64_t leng
 
 /* Of the snapshots of one chain, in order of take, the older one's copy of a chunk is either the
  * same as the younger one's or has a smaller number. */
-static uint64_t image_holds(const struct model *m, unsigned at, bool invalid_too)
+static uint64_t image_holds(const struct model *m, unsigned at, bool invalid_too, bool surely)
 {
 	const struct model_image *image = m->image[at];
 	const struct model_image *older = NULL;
@@ -163,13 +179,14 @@ static uint64_t image_holds(const struct model *m, unsigned at, bool invalid_too
 			older = other;
 	}
 	for (uint64_t c = 0; c < image->chunks; c++) {
-		if (image->copy[c] && (!older || older->copy[c] != image->copy[c]))
+		if (image->copy[c] && !(surely && image->spare[c]) &&
+			(!older || older->copy[c] != image->copy[c]))
 			held++;
 	}
 	return held;
 }
 
-uint64_t model_held(const struct model *m, unsigned store, bool invalid_too)
+static uint64_t store_holds(const struct model *m, unsigned store, bool invalid_too, bool surely)
 {
 	uint64_t held = 0;
 
@@ -177,7 +194,17 @@ uint64_t model_held(const struct model *m, unsigned store, bool invalid_too)
 		const struct model_image *image = m->image[i];
 
 		if (image->store == store && (invalid_too || image->state == MODEL_ACTIVE))
-			held += image_holds(m, i, invalid_too);
+			held += image_holds(m, i, invalid_too, surely);
 	}
 	return held;
+}
+
+uint64_t model_held(const struct model *m, unsigned store, bool invalid_too)
+{
+	return store_holds(m, store, invalid_too, false);
+}
+
+uint64_t model_held_surely(const struct model *m, unsigned store)
+{
+	return store_holds(m, store, false, true);
 }

@@ -30,6 +30,7 @@ struct model_image {
 	uint8_t *data; /* the volume as it was */
 	uint32_t *
 		copy; /* by chunk: number of the copy that holds its preimage; 0: still in origin */
+	bool *spare;  /* by chunk: the copy may do without space, being of zeroes */
 	void *user;
 };
 
@@ -45,7 +46,9 @@ struct model {
 	unsigned stores;
 	struct model_image *image[MODEL_IMAGES]; /* dropped ones leave at once */
 	unsigned images;
-	uint32_t copies; /* how many preimages were ever saved */
+	uint32_t copies;          /* how many preimages were ever saved */
+	bool skips[MODEL_STORES]; /* the store looks for zeroes */
+	bool told;                /* the host may tell of zeroes, in the present write */
 };
 
 void model_init(struct model *m);
@@ -66,6 +69,8 @@ bool model_needs(const struct model_image *image, uint64_t chunk);
 bool model_needs_range(
 	const struct model *m, const struct model_image *image, uint64_t offset, uint64_t length);
 
+/* Does any snapshot of a store need this chunk? */
+bool model_wanted(const struct model *m, unsigned origin, unsigned store, uint64_t chunk);
 /* Copies that a write of a range makes in one store: one a chunk, however many snapshots want it.
  */
 uint64_t model_copies_wanted(
@@ -75,8 +80,13 @@ void model_save_chunk(struct model *m, unsigned origin, unsigned store, uint64_t
 /* All chunks of a range are saved in every store. */
 void model_save(struct model *m, unsigned origin, uint64_t offset, uint64_t length);
 
+/* Is all of a chunk zero now, as far as the origin goes? */
+bool model_zero(const struct model *m, unsigned origin, unsigned store, uint64_t chunk);
+
 /* Preimages that a store holds for snapshots that can still be read; with those of invalid ones. */
 uint64_t model_held(const struct model *m, unsigned store, bool invalid_too);
+/* Those for snapshots that can be read that take space for sure. */
+uint64_t model_held_surely(const struct model *m, unsigned store);
 
 static inline uint64_t model_first_chunk(const struct model *m, unsigned store, uint64_t offset)
 {

@@ -207,7 +207,7 @@ Test(store, bad_tables_and_options_are_refused)
 	cr_assert_eq(try_create(ctx, &bare_ops, test_device(t), 512, 0), -EINVAL,
 		"less than a block of the device");
 	cr_assert_eq(try_create(ctx, &bare_ops, NULL, CHUNK, 0), -EINVAL);
-	cr_assert_eq(try_create(ctx, &bare_ops, test_device(t), CHUNK, 2), -EINVAL);
+	cr_assert_eq(try_create(ctx, &bare_ops, test_device(t), CHUNK, 4), -EINVAL);
 	cr_assert_eq(try_create(ctx, NULL, test_device(t), CHUNK, 0), -EINVAL);
 	cr_assert_eq(cowsnap_store_create(ctx, &bare_ops, NULL, NULL, &store), -EINVAL);
 	ops.alloc = NULL;

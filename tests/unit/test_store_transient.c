@@ -65,7 +65,7 @@ Test(store_transient, bad_options_are_refused)
 	cr_assert_eq(try_make(ctx, 4096, UINT64_MAX, NULL, 0), -ERANGE);
 	cr_assert_eq(try_make(ctx, 4096, 100001, d, 0), -ERANGE, "more than the device");
 	cr_assert_eq(try_make(ctx, 131072, 0, d, 0), -ERANGE, "a device of less than a chunk");
-	cr_assert_eq(try_make(ctx, 4096, 0, NULL, 1), -EINVAL);
+	cr_assert_eq(try_make(ctx, 4096, 0, NULL, 2), -EINVAL);
 	cr_assert_eq(cowsnap_store_transient(ctx, &options.known, &store), -E2BIG);
 	options.known.size = 8;
 	cr_assert_eq(cowsnap_store_transient(ctx, &options.known, &store), -EINVAL);

@@ -1,0 +1,160 @@
+/* SPDX-License-Identifier: MIT
+ *
+ * Preimages that the host has at hand: asked for when a run is about to be copied, written to the
+ * store from where they lie, or not at all where they are zero.
+ *
+ * Invariants: the host is asked for what this bracket has claimed, and for nothing else. What it
+ * gives stays in place until the bracket has begun, so it is written before the claim ends.
+ *
+ * Locking: none. Failure: an answer that is not allowed is logged, and the preimage read.
+ */
+#include "origin.h"
+
+static uint64_t length_of(const struct cs_save *save, const struct cowsnap_run *run, uint32_t shift)
+{
+	uint64_t from = run->first << shift, length = run->count << shift;
+	uint64_t size = cs_origin_size(save->op->origin);
+
+	return length < size - from ? length : size - from;
+}
+
+/* Returns: how many chunks the answer is about; 0: it is not allowed. */
+static uint64_t chunks_of(const struct cowsnap_preimage_ask *ask, uint64_t asked,
+	const struct cowsnap_run *run, uint32_t shift)
+{
+	if (ask->length == asked)
+		return run->count;
+	if (ask->length > asked || ask->length & ((UINT64_C(1) << shift) - 1))
+		return 0;
+	return ask->length >> shift;
+}
+
+static void refuse(const struct cs_save *save, const struct cowsnap_preimage_ask *ask, int kind)
+{
+	cs_log(&save->op->origin->handle.ctx->base, COWSNAP_LOG_ERROR,
+		"preimage at %llu: answer %d about %llu bytes is not allowed; it is read",
+		(unsigned long long)ask->offset, kind, (unsigned long long)ask->length);
+}
+
+/* The last chunk may be cut off by the end of the origin, and a store wants whole blocks: then it
+ * is read, which fills it up. */
+static bool fits(const struct cs_save_job *job, uint64_t length, uint32_t shift)
+{
+	uint32_t block = job->head->chain->store->device->block_size;
+
+	return length % block == 0 || length % (UINT64_C(1) << shift) == 0;
+}
+
+/* Chunk @i of what was given; the last one may be a part of one. */
+static bool zero_chunk(const uint8_t *data, uint64_t i, uint64_t length, uint32_t shift)
+{
+	uint64_t at = i << shift, rest = length - at, chunk = UINT64_C(1) << shift;
+
+	return cs_copier_all_zero(data + at, rest < chunk ? rest : chunk);
+}
+
+/* Zeroes that are given need no space either: cuts the run to chunks of one kind. */
+static void sift(struct cs_save_job *job, struct cowsnap_run *run, uint64_t length, uint32_t shift)
+{
+	const uint8_t *data = job->data;
+	uint64_t n = 1;
+
+	job->zero = zero_chunk(data, 0, length, shift);
+	if (job->zero)
+		job->data = NULL;
+	while (n < run->count && zero_chunk(data, n, length, shift) == job->zero)
+		n++;
+	run->count = n;
+}
+
+void cs_save_ask(struct cs_save *save, const struct cs_head *head, struct cs_save_job *job,
+	struct cowsnap_run *run)
+{
+	uint32_t shift = head->chain->store->chunk_shift;
+	uint64_t asked = length_of(save, run, shift), chunks;
+	struct cowsnap_preimage_ask ask = {.offset = run->first << shift, .length = asked};
+	enum cowsnap_preimage_kind kind = save->preimage->get(save->preimage->user, &ask);
+
+	ask.offset = run->first << shift;
+	chunks = chunks_of(&ask, asked, run, shift);
+	if (!chunks || (unsigned)kind > COWSNAP_PREIMAGE_ZERO ||
+		(kind == COWSNAP_PREIMAGE_GIVEN && !ask.data)) {
+		refuse(save, &ask, (int)kind);
+		return;
+	}
+	run->count = chunks;
+	job->zero = kind == COWSNAP_PREIMAGE_ZERO;
+	if (kind != COWSNAP_PREIMAGE_GIVEN)
+		return;
+	if (fits(job, ask.length, shift))
+		job->data = ask.data;
+	else if (--run->count)
+		job->data = ask.data;
+	else
+		run->count = 1;
+	if (job->data && cs_store_sifts(head->chain->store))
+		sift(job, run, ask.length, shift);
+}
+
+bool cs_save_spaceless(const struct cs_save_job *job)
+{
+	const struct cowsnap_store *store = job->head->chain->store;
+
+	return job->zero && (!cs_store_records(store) || store->flags & COWSNAP_STORE_ZEROES);
+}
+
+/* ---- Writing what was given ------------------------------------------------------------------ */
+
+static enum cs_step give_on(struct cs_save *save);
+
+static void requested(struct cowsnap_io *io, int error)
+{
+	struct cs_save *save = cs_container_of(io, struct cs_save, io);
+
+	save->result = error;
+	save->op->task.run(&save->op->task);
+}
+
+static enum cs_step given(struct cs_save *save)
+{
+	save->job[save->giving++].error = save->result;
+	return give_on(save);
+}
+
+static enum cs_step give(struct cs_save *save, const struct cs_save_job *job)
+{
+	const struct cowsnap_run *run = &save->run[save->giving];
+	struct cowsnap_store *store = job->head->chain->store;
+	struct cowsnap_queue *queue = save->op->task.queue;
+	struct cowsnap_io *io = &save->io;
+
+	save->step = given;
+	io->kind = job->zero ? COWSNAP_IO_ZERO : COWSNAP_IO_WRITE;
+	io->buffer = (void *)(uintptr_t)job->data;
+	io->offset = run->location << store->chunk_shift;
+	io->length = job->zero ? run->count << store->chunk_shift
+			       : length_of(save, run, store->chunk_shift);
+	io->done = requested;
+	if (queue && !queue->blocking)
+		return cs_dev_start(store->device, queue, io, &save->result) ? CS_GO_ON : CS_PARK;
+	save->result = cs_dev_call(store->device, io);
+	return CS_GO_ON;
+}
+
+static enum cs_step give_on(struct cs_save *save)
+{
+	for (; save->giving < save->count; save->giving++) {
+		const struct cs_save_job *job = &save->job[save->giving];
+
+		if (job->data || (job->zero && !cs_save_spaceless(job)))
+			return give(save, job);
+	}
+	return save->given(save);
+}
+
+enum cs_step cs_save_give(struct cs_save *save, enum cs_step (*next)(struct cs_save *save))
+{
+	save->giving = 0;
+	save->given = next;
+	return give_on(save);
+}
