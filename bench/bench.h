@@ -254,7 +254,12 @@ int bench_map(struct bench_report *report, const struct bench_options *options);
 int bench_commit(struct bench_report *report, const struct bench_options *options);
 int bench_persist(struct bench_report *report, const struct bench_options *options);
 int bench_open(struct bench_report *report, const struct bench_options *options);
+int bench_handover(struct bench_report *report, const struct bench_options *options);
 int bench_uring(struct bench_report *report, const struct bench_options *options);
+int bench_changes(struct bench_report *report, const struct bench_options *options);
+int bench_preimage(struct bench_report *report, const struct bench_options *options);
+int bench_release(struct bench_report *report, const struct bench_options *options);
+int bench_drop_many(struct bench_report *report, const struct bench_options *options);
 int bench_ladder(struct bench_report *report, const struct bench_options *options);
 
 #endif

@@ -191,7 +191,7 @@ static int hook_saved(struct bench_report *report, const struct bench_options *o
 		(unsigned long long)(beds[5].origin_bytes / beds[5].block_bytes));
 	for (size_t i = 0; i < 6; i++)
 		variants[i]->target = bench_at_most(60);
-	bench_ratio_add(group, NULL, variants[3], variants[0], bench_at_most(1.25));
+	bench_ratio_add(group, NULL, variants[3], variants[0], bench_at_most(1.1));
 	bench_ratio_add(group, NULL, variants[4], variants[3], bench_no_target());
 	return bench_group_run(group, options);
 }

@@ -31,9 +31,14 @@ static const struct scenario scenarios[] = {
 	{"map", bench_map},
 	{"commit", bench_commit},
 	{"persist", bench_persist},
+	{"preimage", bench_preimage},
 	{"open", bench_open},
+	{"handover", bench_handover},
 	{"uring", bench_uring},
 	{"ladder", bench_ladder},
+	{"changes", bench_changes},
+	{"release", bench_release},
+	{"drop", bench_drop_many},
 };
 
 #define SCENARIO_COUNT (sizeof(scenarios) / sizeof(scenarios[0]))
@@ -178,7 +183,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 static const char scenario_help[] =
 	"Measure what cowsnap costs.\v"
 	"SCENARIO is one of hook, first-touch, take, snapread, gate, map, commit, persist, open, "
-	"uring, ladder, load, all. Exit status: 0; 1 if the library or the machine failed; 64 for "
+	"uring, ladder, changes, release, drop, load, all. Exit status: 0; 1 if the library or the "
+	"machine failed; 64 for "
 	"wrong arguments. A "
 	"missed target is not a failure.";
 
