@@ -61,11 +61,22 @@ static const struct argp_option export_options[] = {
 	{0},
 };
 
+static const struct argp_option merge_options[] = {
+	{"origin", KEY_ORIGIN, "FILE", 0, "The volume; needed, and written to", 0},
+	{"dry-run", KEY_DRY_RUN, NULL, 0, "Only say what would be done", 0},
+	{"progress", KEY_PROGRESS, NULL, 0, "Say how far it is, also if nobody looks", 0},
+	{"no-progress", KEY_NO_PROGRESS, NULL, 0, "Do not, also on a terminal", 0},
+	JSON_OPTION,
+	{0},
+};
+
 static const struct argp_option repair_options[] = {
 	{"dry-run", KEY_DRY_RUN, NULL, 0, "Only say what would be done", 0},
 	JSON_OPTION,
 	{0},
 };
+
+static const struct argp_option changes_options[] = {JSON_OPTION, {0}};
 
 struct description {
 	struct cli_command command;
@@ -73,7 +84,7 @@ struct description {
 	const struct argp_option *options;
 	const char *operands;
 	bool needs_origin;
-	bool has_image;
+	bool has_image; /* a second one; a third in brackets need not be given */
 	const char *more;
 };
 
@@ -87,6 +98,11 @@ static const struct description descriptions[] = {
 	{{"extents", cli_extents}, "List what has changed since the snapshot was taken",
 		look_options, "STORE", false, false,
 		"A line for each run, in order of the origin: offset and length in bytes."},
+	{{"changes", cli_changes}, "List what differs between two snapshots of a server",
+		changes_options, "SOCKET A [B]", false, true,
+		"SOCKET is the server's control socket, A the older snapshot. Without B: what "
+		"differs between A and the volume now. A line for each run: offset and length in "
+		"bytes."},
 	{{"create", cli_create}, "Take an empty snapshot of a volume that is not in use",
 		create_options, "STORE", true, false,
 		"A STORE that is missing is made. One that is there, or a block device, keeps its "
@@ -94,6 +110,10 @@ static const struct description descriptions[] = {
 	{{"export", cli_export}, "Write what a snapshot shows to a new, sparse file",
 		export_options, "STORE IMAGE", true, true,
 		"IMAGE appears when it is whole and flushed."},
+	{{"merge", cli_merge}, "Roll a volume that is not in use back to its snapshot",
+		merge_options, "STORE", true, false,
+		"What the volume holds now is lost, and so is the snapshot. One that was "
+		"interrupted is started again."},
 	{{"repair", cli_repair}, "Wipe what a crash left behind the last record", repair_options,
 		"STORE", false, false,
 		"Nothing else can be repaired without a loss; it is refused."},
@@ -166,18 +186,27 @@ static void set_operand(struct argp_state *state, struct call *call, const char 
 		cli->store = text;
 	else if (call->description->has_image && !cli->image)
 		cli->image = text;
+	else if (strchr(call->description->operands, '[') && !cli->image_to)
+		cli->image_to = text;
 	else
 		argp_error(state, "one argument too many: '%s'", text);
 }
 
+/* @operands: their names, from the missing one on. */
+static void ask_for(struct argp_state *state, const char *operands)
+{
+	argp_error(state, "which %.*s?", (int)strcspn(operands, " "), operands);
+}
+
 static void check_call(struct argp_state *state, const struct call *call)
 {
+	const char *operands = call->description->operands;
 	const struct cli *cli = call->cli;
 
 	if (!cli->store)
-		argp_error(state, "which STORE?");
+		ask_for(state, operands);
 	if (call->description->has_image && !cli->image)
-		argp_error(state, "which IMAGE?");
+		ask_for(state, strchr(operands, ' ') + 1);
 	if (call->description->needs_origin && !cli->origin)
 		argp_error(state, "--origin FILE is needed");
 	if (cli->origin && cli->origin_bytes)

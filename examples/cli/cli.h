@@ -48,6 +48,7 @@ struct cli {
 	/* The arguments. */
 	const char *store;
 	const char *image;
+	const char *image_to; /* NULL: not given */
 	const char *origin;
 	uint64_t origin_bytes; /* --origin-size; 0: not given */
 	enum cli_room room_kind;
@@ -65,9 +66,11 @@ int cli_info(struct cli *cli);
 int cli_check(struct cli *cli);
 int cli_dump(struct cli *cli);
 int cli_extents(struct cli *cli);
+int cli_changes(struct cli *cli);
 int cli_create(struct cli *cli);
 int cli_export(struct cli *cli);
 int cli_repair(struct cli *cli);
+int cli_merge(struct cli *cli);
 
 /* ---- args.c: ends the process if the call is wrong ---- */
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT
  *
- * The control socket's server: one thread with poll() for any number of clients, and for giving
- * back what drops left.
+ * The control socket's server: one thread with poll() for any number of clients, for giving back
+ * what drops left, and for jobs that end.
  *
  * Invariants:
  *  1. In a round each client gets at most one command done, so none can starve the others.
- *  2. polled has room for as many entries as clients has, and two more.
+ *  2. polled has room for as many entries as clients has, and three more.
  * Locking: everything belongs to the thread, from control_start() to the join in control_stop().
  * Failure: an error on a client's socket closes that client. With no descriptors left for a new
  * client it waits in the backlog, and accept is tried again a little later.
@@ -29,7 +29,7 @@
 enum {
 	retry_ms = 100,
 	reclaim_step_chunks = 65536,
-	polled_before_clients = 2, /* the stop event and the listener */
+	polled_before_clients = 3, /* the stop event, the listener and the jobs' event */
 };
 
 struct control {
@@ -95,6 +95,7 @@ static size_t fill_polled(struct control *control, bool *at_once)
 	polled[0] = (struct pollfd){.fd = control->stop_event, .events = POLLIN};
 	polled[1] = (struct pollfd){
 		.fd = control->accept_failed ? -1 : control->listener, .events = POLLIN};
+	polled[2] = (struct pollfd){.fd = control->volume->wake, .events = POLLIN};
 	polled += polled_before_clients;
 	for (i = 0; i < control->clients_count; i++) {
 		const struct client *client = control->clients[i];
@@ -150,6 +151,8 @@ static void *serve(void *user)
 			continue;
 		if (control->polled[0].revents != 0)
 			return NULL;
+		if (control->polled[2].revents != 0)
+			volume_jobs_poll(control->volume);
 		advance_clients(control);
 		if (control->polled[1].revents != 0)
 			accept_client(control);

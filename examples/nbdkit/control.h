@@ -42,7 +42,52 @@ json_t *control_refusal(int error, const char *message);
 /* control_snapshots - the array of all snapshots with state and numbers */
 json_t *control_snapshots(const struct volume *volume);
 
-/* control_status - volume, store, snapshots, counters, I/O by thread */
+/* control_merge - how far it is */
+json_t *control_merge(struct volume *volume);
+
+/* control_status - volume, store, snapshots, jobs, counters, I/O by thread */
 json_t *control_status(struct volume *volume);
+
+/* ---- Words of a line ---- */
+
+#define CONTROL_WORDS_MAX 3
+
+struct control_word {
+	const char *bytes;
+	size_t length;
+};
+
+struct control_words {
+	struct control_word word[CONTROL_WORDS_MAX];
+	size_t count;
+};
+
+/* Each returns NULL, or the refusal of that word. */
+json_t *control_name(
+	const struct control_words *words, size_t index, char name[SNAPSHOT_NAME_MAX + 1]);
+json_t *control_number(const struct control_words *words, size_t index, uint64_t *number);
+
+json_t *control_path(const struct control_words *words, size_t index, char **path);
+
+/* control_is - the word is this one */
+bool control_is(const struct control_words *words, size_t index, const char *text);
+
+/* ---- control_snapshot.c, control_job.c: commands ---- */
+
+typedef json_t *control_run(struct volume *volume, const struct control_words *words);
+
+control_run control_run_take;
+control_run control_run_drop;
+control_run control_run_downgrade;
+control_run control_run_release;
+control_run control_run_changes;
+control_run control_run_merge;
+control_run control_run_merge_status;
+control_run control_run_merge_stop;
+control_run control_run_merge_resume;
+control_run control_run_detach;
+control_run control_run_detach_stop;
+control_run control_run_throttle;
+control_run control_run_handover;
 
 #endif

@@ -36,10 +36,13 @@ static json_t *snapshot_object(const struct named_snapshot *entry)
 
 	if (cowsnap_snapshot_info(entry->snapshot, &info, sizeof(info)) != 0)
 		return NULL;
-	object = json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:o}", "name", entry->name, "state",
-		state_name(info.state), "id", number(info.id), "size_bytes",
+	object = json_pack("{s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:b,s:b}", "name", entry->name,
+		"state", state_name(info.state), "id", number(info.id), "size_bytes",
 		number(info.size_bytes), "chunk_size_bytes", number(info.chunk_size_bytes),
-		"saved_chunks", number(info.saved_chunks), "map_bytes", number(info.map_bytes));
+		"saved_chunks", number(info.saved_chunks), "map_bytes", number(info.map_bytes),
+		"written_chunks", number(info.written_chunks), "released_chunks",
+		number(info.released_chunks), "overflowed", info.overflowed != 0, "detached",
+		info.detached != 0);
 	if (info.state != COWSNAP_SNAPSHOT_INVALID)
 		return object;
 	json_object_set_new(object, "reason", json_string(strerrorname_np(-info.reason)));
@@ -155,12 +158,86 @@ static const char *on_full_name(enum on_full on_full)
 	return "unknown";
 }
 
+static const char *exports_name(enum snapshot_exports exports)
+{
+	switch (exports) {
+	case SNAPSHOTS_READONLY:
+		return "readonly";
+	case SNAPSHOTS_WRITABLE:
+		return "writable";
+	case SNAPSHOTS_RELEASE:
+		return "release";
+	}
+	return "unknown";
+}
+
+/* ---- Jobs ----------------------------------------------------------------------------------- */
+
+static const char *job_name(struct job *job, const char *ended)
+{
+	switch (job->state) {
+	case JOB_NONE:
+		break;
+	case JOB_RUNNING:
+		return job_stopping(job) ? "stopping" : "running";
+	case JOB_STOPPED:
+		return "stopped";
+	case JOB_FAILED:
+		return "failed";
+	case JOB_ENDED:
+		return ended;
+	}
+	return "none";
+}
+
+static json_t *job_object(struct job *job, const char *ended)
+{
+	json_t *object = json_pack("{s:s}", "state", job_name(job, ended));
+
+	if (job->state == JOB_NONE)
+		return object;
+	json_object_set_new(object, "name", json_string(job->name));
+	if (job->state == JOB_FAILED)
+		json_object_set_new(object, "error", json_string(strerrorname_np(-job->error)));
+	return object;
+}
+
+json_t *control_merge(struct volume *volume)
+{
+	json_t *object = job_object(&volume->merge, "merged");
+
+	if (volume->merge.state == JOB_NONE)
+		return object;
+	json_object_set_new(object, "total_bytes", number(volume->merge_info.total_bytes));
+	json_object_set_new(object, "moved_bytes", number(volume->merge_info.moved_bytes));
+	return object;
+}
+
+static json_t *detach_object(struct volume *volume)
+{
+	json_t *object = job_object(&volume->detach, "detached");
+
+	if (volume->detach.state != JOB_NONE)
+		json_object_set_new(
+			object, "seen_bytes", number(job_steps(&volume->detach) * JOB_STEP_BYTES));
+	return object;
+}
+
+static json_t *throttle_object(const struct volume *volume)
+{
+	return json_pack("{s:o,s:o}", "bytes_per_s", number(volume->throttle_bytes_per_s),
+		"share_percent", number(volume->share_percent));
+}
+
 json_t *control_status(struct volume *volume)
 {
-	return json_pack("{s:b,s:s,s:o,s:s,s:o,s:o,s:o,s:o,s:o}", "ok", 1, "version",
-		cowsnap_version(), "size_bytes", number(cowsnap_device_size(volume->device)),
-		"on_full", on_full_name(volume->options->on_full), "connections",
+	return json_pack("{s:b,s:s,s:o,s:s,s:s,s:o,s:o,s:o,s:o,s:o,s:o,s:o,s:o}", "ok", 1,
+		"version", cowsnap_version(), "size_bytes",
+		number(cowsnap_origin_size(volume->origin)), "on_full",
+		on_full_name(volume->options->on_full), "snapshot_exports",
+		exports_name(volume->options->snapshot_exports), "connections",
 		number(volume_connections(volume)), "store", store_object(volume), "snapshots",
-		control_snapshots(volume), "stats", stats_object(volume), "threads",
-		threads_array(volume));
+		control_snapshots(volume), "merge", control_merge(volume), "detach",
+		detach_object(volume), "throttle", throttle_object(volume), "stats",
+		stats_object(volume), "threads", threads_array(volume));
 }

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
- * What nbdkit tells clients as base:allocation: which parts of a range are data and which are
- * holes that read as zeroes. Calling data what is a hole costs a client time; calling a hole what
- * is data costs it the data. So in doubt it is data.
+ * What is a hole of the file: for clients, as base:allocation, which parts of a range are data and
+ * which are holes that read as zeroes; and for the library, which preimages it need not read.
+ * Calling data what is a hole costs time; calling a hole what is data costs the data. So in doubt
+ * it is data.
  */
 #define NBDKIT_API_VERSION 2
 #include "volume.h"
@@ -64,6 +65,9 @@ int volume_extents(struct volume *volume, uint64_t offset, uint64_t length, bool
 	uint64_t end = offset + length;
 	unsigned int pieces = one ? 1 : pieces_max;
 
+	/* While a snapshot is merged the file alone does not tell. */
+	if (atomic_load(&volume->merging))
+		return add(extents, offset, (struct piece){.length = length});
 	while (offset < end && pieces-- > 0) {
 		struct piece piece = file_piece(volume->fd, offset, end - offset);
 		int error = add(extents, offset, piece);
@@ -73,6 +77,14 @@ int volume_extents(struct volume *volume, uint64_t offset, uint64_t length, bool
 		offset += piece.length;
 	}
 	return 0;
+}
+
+/* What was released is gone, which is no hole; its end is not known, but it is one of a chunk. */
+static struct piece released_piece(const struct volume *volume, uint64_t offset, uint64_t length)
+{
+	uint64_t chunk = cowsnap_store_chunk_size(volume->store);
+
+	return (struct piece){.length = min_u64(length, chunk - offset % chunk)};
 }
 
 /*
@@ -89,6 +101,10 @@ static int snapshot_piece(struct volume *volume, struct cowsnap_snapshot *snapsh
 	struct cowsnap_extent extent;
 	int error = cowsnap_snapshot_extent(snapshot, offset, length, &extent);
 
+	if (error == -ENODATA) {
+		*piece = released_piece(volume, offset, length);
+		return 0;
+	}
 	if (error != 0)
 		return error;
 	piece->length = extent.length;
@@ -100,6 +116,10 @@ static int snapshot_piece(struct volume *volume, struct cowsnap_snapshot *snapsh
 		return 0;
 	atomic_thread_fence(memory_order_seq_cst); /* the file's answer before the second look */
 	error = cowsnap_snapshot_extent(snapshot, offset, piece->length, &extent);
+	if (error == -ENODATA) {
+		piece->hole = false;
+		return 0;
+	}
 	if (error != 0)
 		return error;
 	piece->length = extent.length;
@@ -124,4 +144,29 @@ int snapshot_extents(struct volume *volume, struct cowsnap_snapshot *snapshot, u
 		offset += piece.length;
 	}
 	return 0;
+}
+
+/*
+ * What is asked for is about to be copied by this thread, and nobody changes it before its bracket
+ * has begun. So what the file says stays true; other parts of the file may change meanwhile.
+ */
+enum cowsnap_preimage_kind volume_preimage(void *user, struct cowsnap_preimage_ask *ask)
+{
+	const struct volume *volume = user;
+	uint64_t chunk = cowsnap_store_chunk_size(volume->store);
+	struct piece piece;
+
+	if (!atomic_load_explicit(&volume->has_holes, memory_order_relaxed))
+		return COWSNAP_PREIMAGE_READ;
+	piece = file_piece(volume->fd, ask->offset, ask->length);
+	if (piece.length >= ask->length)
+		return piece.hole ? COWSNAP_PREIMAGE_ZERO : COWSNAP_PREIMAGE_READ;
+	/* A chunk of both is read, and so is each that has some data. */
+	if (piece.hole && piece.length >= chunk) {
+		ask->length = piece.length - piece.length % chunk;
+		return COWSNAP_PREIMAGE_ZERO;
+	}
+	piece.length = piece.hole ? chunk : piece.length + chunk - 1;
+	ask->length = min_u64(ask->length, piece.length - piece.length % chunk);
+	return COWSNAP_PREIMAGE_READ;
 }

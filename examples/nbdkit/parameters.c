@@ -56,6 +56,21 @@ static int parse_store_format(const char *value)
 	return 0;
 }
 
+static int parse_snapshots(const char *value)
+{
+	if (strcmp(value, "readonly") == 0)
+		parameters.volume.snapshot_exports = SNAPSHOTS_READONLY;
+	else if (strcmp(value, "writable") == 0)
+		parameters.volume.snapshot_exports = SNAPSHOTS_WRITABLE;
+	else if (strcmp(value, "release") == 0)
+		parameters.volume.snapshot_exports = SNAPSHOTS_RELEASE;
+	else {
+		nbdkit_error("snapshots=%s: must be readonly, writable or release", value);
+		return -1;
+	}
+	return 0;
+}
+
 static int parse_nice(const char *key, const char *value)
 {
 	if (nbdkit_parse_unsigned(key, value, &parameters.snapshot_nice) != 0)
@@ -96,6 +111,8 @@ int parameters_set(const char *key, const char *value)
 		return parse_store_format(value);
 	if (strcmp(key, "generation-file") == 0)
 		return parse_path(key, value, &parameters.volume.generation_file);
+	if (strcmp(key, "handover-file") == 0)
+		return parse_path(key, value, &parameters.volume.handover_file);
 	if (strcmp(key, "chunk-size") == 0)
 		return parse_size(key, value, &parameters.volume.chunk_size_bytes);
 	if (strcmp(key, "store-limit") == 0)
@@ -106,6 +123,8 @@ int parameters_set(const char *key, const char *value)
 		wait_given = true;
 		return nbdkit_parse_unsigned(key, value, &wait_seconds);
 	}
+	if (strcmp(key, "snapshots") == 0)
+		return parse_snapshots(value);
 	if (strcmp(key, "snapshot-nice") == 0)
 		return parse_nice(key, value);
 	nbdkit_error("unknown parameter '%s'", key);
@@ -123,6 +142,16 @@ int parameters_complete(void)
 			     "the process");
 		return -1;
 	}
+	if (parameters.volume.store_format == STORE_DM &&
+		parameters.volume.snapshot_exports == SNAPSHOTS_RELEASE) {
+		nbdkit_error("snapshots=release: the format of store-format=dm cannot say what was "
+			     "released");
+		return -1;
+	}
+	if (parameters.volume.store_format != STORE_DM && parameters.volume.handover_file != NULL) {
+		nbdkit_error("handover-file= has a meaning only with store-format=dm");
+		return -1;
+	}
 	if (wait_given && parameters.volume.on_full != ON_FULL_WAIT) {
 		nbdkit_error("on-full-wait= has a meaning only with on-full=wait");
 		return -1;
@@ -136,5 +165,6 @@ void parameters_free(void)
 	free((char *)parameters.volume.file);
 	free((char *)parameters.volume.store);
 	free((char *)parameters.volume.generation_file);
+	free((char *)parameters.volume.handover_file);
 	free((char *)parameters.control);
 }

@@ -31,12 +31,17 @@ void parameters_free(void);
 	"                         format needs besides.\n"                                        \
 	"generation-file=PATH     Keep a number there and in the dm store, and refuse a store\n"  \
 	"                         whose volume was written to without it.\n"                      \
+	"handover-file=PATH       Take the dm store over from a server that was told `handover\n" \
+	"                         PATH`, without reading its records.\n"                          \
 	"on-full=invalidate|fail|wait   What happens when it is full: the snapshot becomes\n"     \
 	"                         invalid (default), the write fails, or the write waits and\n"   \
 	"                         then the snapshot becomes invalid.\n"                           \
 	"on-full-wait=SECONDS     How long it waits (default 30).\n"                              \
+	"snapshots=readonly|writable|release   What clients may do with exports of snapshots:\n"  \
+	"                         read (default); write, which nobody else sees; or trim what\n"  \
+	"                         they have read, whose space is then given back.\n"              \
 	"snapshot-nice=0..19      How far reads of snapshots step back behind the volume's own\n" \
 	"                         requests when processors are short (default 10; 0: not).\n"     \
-	"control=PATH             Make a Unix socket for take, drop, grow, list, status, help."
+	"control=PATH             Make a Unix socket for commands; `help` lists them."
 
 #endif

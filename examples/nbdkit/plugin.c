@@ -3,7 +3,8 @@
  * nbdkit-cowsnap-plugin: serves a file as an NBD volume through cowsnap. What nbdkit calls is here;
  * the parameters are in parameters.c, the volume is in volume.c, the control socket in control.c.
  *
- * Export "" is the live volume, export @NAME the snapshot of that name, read-only.
+ * Export "" is the live volume, export @NAME the snapshot of that name: read-only, or as the
+ * parameter snapshots= says.
  *
  * Life: .get_ready opens everything once and closes it again, as that is the last moment at which a
  * mistake can be shown to the user. nbdkit then goes into the background with fork(), and neither
@@ -44,9 +45,12 @@ static struct connection *connections;
 
 static int cowsnap_get_ready(void)
 {
-	if (volume_open(&volume, &parameters.volume) != 0)
-		return -1;
-	volume_close(&volume);
+	/* What was handed over can be taken once. */
+	if (parameters.volume.handover_file == NULL) {
+		if (volume_open(&volume, &parameters.volume) != 0)
+			return -1;
+		volume_close(&volume);
+	}
 	if (parameters.control == NULL)
 		return 0;
 	return control_listen(parameters.control, &control) == 0 ? 0 : -1;
@@ -72,6 +76,28 @@ static int cowsnap_after_fork(void)
 
 /* ---- Exports and connections ---------------------------------------------------------------- */
 
+static const char *describe_snapshots(void)
+{
+	switch (parameters.volume.snapshot_exports) {
+	case SNAPSHOTS_READONLY:
+		break;
+	case SNAPSHOTS_WRITABLE:
+		return "snapshot, writable";
+	case SNAPSHOTS_RELEASE:
+		return "snapshot, trim releases what was read";
+	}
+	return "snapshot, read-only";
+}
+
+/* One that keeps no data, or is being merged, cannot be read. */
+static bool is_readable(struct cowsnap_snapshot *snapshot)
+{
+	struct cowsnap_snapshot_info info;
+
+	return cowsnap_snapshot_info(snapshot, &info, sizeof(info)) == 0 &&
+	       info.state != COWSNAP_SNAPSHOT_MAP_ONLY && info.state != COWSNAP_SNAPSHOT_MERGING;
+}
+
 static int cowsnap_list_exports(int readonly, int is_tls, struct nbdkit_exports *exports)
 {
 	const struct named_snapshot *entry;
@@ -84,7 +110,8 @@ static int cowsnap_list_exports(int readonly, int is_tls, struct nbdkit_exports 
 		char name[SNAPSHOT_NAME_MAX + 2] = "@";
 
 		strcpy(name + 1, entry->name);
-		result = nbdkit_add_export(exports, name, "snapshot, read-only");
+		if (is_readable(entry->snapshot))
+			result = nbdkit_add_export(exports, name, describe_snapshots());
 	}
 	pthread_mutex_unlock(&volume.lock);
 	return result;
@@ -105,7 +132,28 @@ static struct cowsnap_snapshot *find_export(const char *name)
 		nbdkit_error("no export \"%s\": it is \"\" for the live volume or @NAME for a "
 			     "snapshot",
 			name);
-	return snapshot;
+	if (snapshot == NULL || is_readable(snapshot))
+		return snapshot;
+	nbdkit_error("export \"%s\" cannot be read: the snapshot keeps no data, or is being merged",
+		name);
+	cowsnap_snapshot_unref(snapshot);
+	return NULL;
+}
+
+/* False: this server serves nobody any more. */
+static bool add_connection(struct connection *connection)
+{
+	bool added;
+
+	pthread_mutex_lock(&volume.lock);
+	added = !volume.handed_over;
+	if (added) {
+		connection->next = connections;
+		connections = connection;
+		volume.connections++;
+	}
+	pthread_mutex_unlock(&volume.lock);
+	return added;
 }
 
 static void *cowsnap_open(int readonly)
@@ -128,12 +176,12 @@ static void *cowsnap_open(int readonly)
 			return NULL;
 		}
 	}
-	pthread_mutex_lock(&volume.lock);
-	connection->next = connections;
-	connections = connection;
-	volume.connections++;
-	pthread_mutex_unlock(&volume.lock);
-	return connection;
+	if (add_connection(connection))
+		return connection;
+	nbdkit_error("the volume has been handed over to another server");
+	cowsnap_snapshot_unref(connection->snapshot);
+	free(connection);
+	return NULL;
 }
 
 static void cowsnap_close(void *handle)
@@ -157,17 +205,27 @@ static int64_t cowsnap_get_size(void *handle)
 	struct cowsnap_snapshot_info info;
 
 	if (connection->snapshot == NULL)
-		return (int64_t)cowsnap_device_size(volume.device);
+		return (int64_t)cowsnap_origin_size(volume.origin);
 	if (cowsnap_snapshot_info(connection->snapshot, &info, sizeof(info)) != 0)
 		return -1;
 	return (int64_t)info.size_bytes;
 }
 
-static int is_live(void *handle)
+static bool allows(const struct connection *connection, enum snapshot_exports wanted)
 {
-	const struct connection *connection = handle;
+	return connection->snapshot == NULL || parameters.volume.snapshot_exports == wanted;
+}
 
-	return connection->snapshot == NULL;
+static int takes_writes(void *handle)
+{
+	return allows(handle, SNAPSHOTS_WRITABLE);
+}
+
+/* Of a read-only export NBD knows no trim. So one where trim releases says that it is writable, and
+ * refuses all writes. */
+static int takes_trims(void *handle)
+{
+	return takes_writes(handle) || allows(handle, SNAPSHOTS_RELEASE);
 }
 
 static int cowsnap_block_size(
@@ -197,20 +255,34 @@ static int nbd_error(int error)
 	}
 }
 
+static const char *words(int error)
+{
+	switch (error) {
+	case -EIDRM:
+		return "the snapshot was dropped";
+	case -ESTALE:
+		return "the snapshot is invalid";
+	case -ENODATA:
+		return "it was released, or the snapshot keeps no data";
+	case -EBUSY:
+		return "the snapshot is being merged";
+	default:
+		return strerror(-error);
+	}
+}
+
 static int finish(const char *what, int error, uint64_t offset, uint32_t length)
 {
 	if (error == 0)
 		return 0;
-	nbdkit_error("%s of %" PRIu32 " bytes at %" PRIu64 ": %s", what, length, offset,
-		error == -EIDRM    ? "the snapshot was dropped"
-		: error == -ESTALE ? "the snapshot is invalid"
-				   : strerror(-error));
+	nbdkit_error(
+		"%s of %" PRIu32 " bytes at %" PRIu64 ": %s", what, length, offset, words(error));
 	nbdkit_set_error(nbd_error(error));
 	return -1;
 }
 
 /* A backup must not push the volume's own requests from the processors. nbdkit gives a connection
- * threads of its own, so one that reads a snapshot never does anything else. If the system says no,
+ * threads of its own, so one that uses a snapshot never does anything else. If the system says no,
  * it goes on as it was. */
 static void step_back(void)
 {
@@ -233,64 +305,66 @@ static int cowsnap_pread(
 		step_back();
 		error = cowsnap_snapshot_read(connection->snapshot, buffer, offset, length);
 	} else {
-		error = cowsnap_device_read(volume.device, buffer, offset, length);
+		error = volume_read(&volume, buffer, offset, length);
 	}
 	return finish("read", error, offset, length);
+}
+
+/* nbdkit follows FUA with a flush. */
+static int change(const struct connection *connection, enum cowsnap_write_kind kind,
+	const void *buffer, uint64_t offset, uint64_t length)
+{
+	if (connection->snapshot == NULL)
+		return volume_write(&volume, kind, buffer, offset, length);
+	if (!allows(connection, SNAPSHOTS_WRITABLE))
+		return -EPERM;
+	step_back();
+	return cowsnap_snapshot_write(connection->snapshot, kind, buffer, offset, length);
 }
 
 static int cowsnap_pwrite(
 	void *handle, const void *buffer, uint32_t length, uint64_t offset, uint32_t flags)
 {
-	struct cowsnap_op op;
-	int error = cowsnap_write_begin(volume.origin, COWSNAP_WRITE, offset, length, &op);
-
-	(void)handle;
-	(void)flags; /* nbdkit follows FUA with a flush */
-	if (error == 0) {
-		error = cowsnap_device_write(volume.device, buffer, offset, length);
-		cowsnap_write_end(&op);
-	}
-	return finish("write", error, offset, length);
+	(void)flags;
+	return finish(
+		"write", change(handle, COWSNAP_WRITE, buffer, offset, length), offset, length);
 }
 
 static int cowsnap_flush(void *handle, uint32_t flags)
 {
-	(void)handle;
+	const struct connection *connection = handle;
+	int error;
+
 	(void)flags;
-	return finish("flush", cowsnap_device_flush(volume.device), 0, 0);
+	if (connection->snapshot != NULL)
+		error = cowsnap_snapshot_flush(connection->snapshot);
+	else
+		error = volume_flush(&volume);
+	return finish("flush", error, 0, 0);
 }
 
 static int cowsnap_trim(void *handle, uint32_t length, uint64_t offset, uint32_t flags)
 {
-	struct cowsnap_op op;
-	int error = cowsnap_write_begin(volume.origin, COWSNAP_DISCARD, offset, length, &op);
+	const struct connection *connection = handle;
+	int error;
 
-	(void)handle;
 	(void)flags;
-	if (error == 0) {
-		error = cowsnap_device_discard(volume.device, offset, length);
-		cowsnap_write_end(&op);
-	}
+	if (connection->snapshot != NULL && allows(connection, SNAPSHOTS_RELEASE))
+		error = cowsnap_snapshot_release(connection->snapshot, offset, length);
+	else
+		error = change(connection, COWSNAP_DISCARD, NULL, offset, length);
 	return finish("trim", error, offset, length);
 }
 
 static int cowsnap_zero(void *handle, uint32_t length, uint64_t offset, uint32_t flags)
 {
-	struct cowsnap_op op;
-	int error;
-
-	(void)handle;
 	/* A client that wants no hole gets zeroes written: nbdkit does that after this error. */
 	if ((flags & NBDKIT_FLAG_MAY_TRIM) == 0) {
 		nbdkit_set_error(EOPNOTSUPP);
 		return -1;
 	}
-	error = cowsnap_write_begin(volume.origin, COWSNAP_WRITE_ZEROES, offset, length, &op);
-	if (error == 0) {
-		error = cowsnap_device_zero(volume.device, offset, length);
-		cowsnap_write_end(&op);
-	}
-	return finish("zero", error, offset, length);
+	return finish(
+		"zero", change(handle, COWSNAP_WRITE_ZEROES, NULL, offset, length), offset, length);
 }
 
 static int cowsnap_extents(void *handle, uint32_t length, uint64_t offset, uint32_t flags,
@@ -353,12 +427,13 @@ static struct nbdkit_plugin plugin = {
 	.close = cowsnap_close,
 	.get_size = cowsnap_get_size,
 	.block_size = cowsnap_block_size,
-	.can_write = is_live,
-	.can_trim = is_live,
-	.can_zero = is_live,
-	.can_flush = is_live,
+	.can_write = takes_trims,
+	.can_trim = takes_trims,
+	.can_zero = takes_writes,
+	.can_flush = takes_writes,
 	.can_extents = always,
-	/* A flush on one connection covers the writes of all: they are on one file. */
+	/* A flush on one connection covers the writes of all: they are on one file, or in one
+	 * snapshot. */
 	.can_multi_conn = always,
 	.pread = cowsnap_pread,
 	.pwrite = cowsnap_pwrite,

@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* A write that is longer under way than this makes a take fail instead of stopping the control
@@ -61,16 +62,37 @@ static void copy_name(
  * worth a line in the log in any case. */
 static void volume_event(void *user, const struct cowsnap_event *event)
 {
-	char name[SNAPSHOT_NAME_MAX + 1];
+	char name[SNAPSHOT_NAME_MAX + 1] = "";
 
-	if (event->type == COWSNAP_EVENT_INVALID) {
+	if (event->snapshot != NULL)
 		copy_name(user, event->snapshot, name, sizeof(name));
+	switch (event->type) {
+	case COWSNAP_EVENT_INVALID:
 		nbdkit_error("snapshot %s is invalid now: %s", name, strerror(-event->reason));
 		return;
+	case COWSNAP_EVENT_MERGED:
+		nbdkit_debug("snapshot %s is merged", name);
+		return;
+	case COWSNAP_EVENT_MERGE_FAILED:
+		nbdkit_error(
+			"the merge of snapshot %s has stopped: %s", name, strerror(-event->reason));
+		return;
+	case COWSNAP_EVENT_LOW_WATER:
+	case COWSNAP_EVENT_FULL:
+		break;
 	}
 	nbdkit_debug("store %s: %" PRIu64 " of %" PRIu64 " bytes used",
 		event->type == COWSNAP_EVENT_FULL ? "full" : "low on space", event->used_bytes,
 		event->limit_bytes);
+}
+
+/* Of a file with all of its blocks each copy would ask in vain, until something is trimmed. */
+static bool may_have_holes(int fd)
+{
+	struct stat found;
+
+	return fstat(fd, &found) == 0 && S_ISREG(found.st_mode) &&
+	       (uint64_t)found.st_blocks * 512 < (uint64_t)found.st_size;
 }
 
 static int open_origin(struct volume *volume)
@@ -92,6 +114,7 @@ static int open_origin(struct volume *volume)
 		nbdkit_error("file=%s: %s", file, strerror(-error));
 		return error;
 	}
+	atomic_store(&volume->has_holes, may_have_holes(volume->fd));
 	error = cowsnap_origin_open(volume->ctx, volume->device, &volume->origin);
 	if (error != 0)
 		nbdkit_error("file=%s: cannot be an origin: %s", file, strerror(-error));
@@ -133,14 +156,33 @@ static int open_store(struct volume *volume)
 	return 0;
 }
 
-int volume_open(struct volume *volume, const struct volume_options *options)
+static int create_context(struct volume *volume)
 {
-	struct cowsnap_ctx_options ctx_options = {
-		.size = sizeof(ctx_options),
+	struct cowsnap_ctx_options options = {
+		.size = sizeof(options),
 		.log = &volume->log,
 		.event = volume_event,
 		.event_user = volume,
 	};
+	int error = cowsnap_ctx_create(&options, &volume->ctx);
+
+	if (error != 0)
+		nbdkit_error("cowsnap: %s", strerror(-error));
+	return error;
+}
+
+static int offer_holes(struct volume *volume)
+{
+	const struct cowsnap_preimage preimage = {.get = volume_preimage, .user = volume};
+	int error = cowsnap_origin_set_preimage(volume->origin, &preimage);
+
+	if (error != 0)
+		nbdkit_error("file=%s: %s", volume->options->file, strerror(-error));
+	return error;
+}
+
+int volume_open(struct volume *volume, const struct volume_options *options)
+{
 	int error;
 
 	memset(volume, 0, sizeof(*volume));
@@ -150,15 +192,17 @@ int volume_open(struct volume *volume, const struct volume_options *options)
 		.size = sizeof(volume->log), .user = volume, .write = log_write};
 	volume->opening = true;
 	pthread_mutex_init(&volume->lock, NULL);
-	error = cowsnap_ctx_create(&ctx_options, &volume->ctx);
-	if (error != 0)
-		nbdkit_error("cowsnap: %s", strerror(-error));
+	error = volume_jobs_init(volume);
+	if (error == 0)
+		error = create_context(volume);
 	if (error == 0)
 		error = open_origin(volume);
 	if (error == 0)
 		error = generation_read(volume);
 	if (error == 0)
 		error = open_store(volume);
+	if (error == 0)
+		error = offer_holes(volume);
 	volume->opening = false;
 	if (error != 0)
 		volume_close(volume);
@@ -167,7 +211,9 @@ int volume_open(struct volume *volume, const struct volume_options *options)
 
 int volume_begin(struct volume *volume)
 {
-	return generation_raise(volume);
+	int error = generation_raise(volume);
+
+	return error == 0 ? volume_merge_again(volume) : error;
 }
 
 static void close_failed(const char *what, int error)
@@ -193,6 +239,7 @@ static void forget_snapshots(struct volume *volume)
 
 void volume_close(struct volume *volume)
 {
+	volume_jobs_end(volume);
 	forget_snapshots(volume);
 	if (volume->ctx != NULL)
 		cowsnap_reclaim(volume->ctx, UINT64_MAX);
@@ -204,6 +251,7 @@ void volume_close(struct volume *volume)
 	if (volume->fd >= 0)
 		close(volume->fd);
 	free(volume->name_path);
+	free(volume->merge_path);
 	pthread_mutex_destroy(&volume->lock);
 }
 
@@ -227,9 +275,13 @@ static int take_snapshot(struct volume *volume, const char *name, struct cowsnap
 	bool persistent = volume->options->store_format == STORE_DM;
 	int error = 0;
 
-	if (persistent && volume->snapshots != NULL)
+	if (volume_has_merge(volume))
+		return -EBUSY;
+	if (persistent && entry->flags == 0 && volume->snapshots != NULL)
 		return -EBUSY;
 	if (persistent)
+		error = store_merge_unmark(volume);
+	if (persistent && error == 0)
 		error = store_name_write(volume, name);
 	if (error != 0)
 		return error;
@@ -237,10 +289,11 @@ static int take_snapshot(struct volume *volume, const char *name, struct cowsnap
 	if (error != 0 && persistent)
 		store_name_remove(volume);
 	/* The one snapshot was dropped, but a reader still has it. */
-	return error == -ENOTSUP ? -EBUSY : error;
+	return error == -ENOTSUP && entry->flags == 0 ? -EBUSY : error;
 }
 
-int volume_take(struct volume *volume, const char *name, const struct named_snapshot **taken)
+int volume_take(struct volume *volume, const char *name, uint32_t flags,
+	const struct named_snapshot **taken)
 {
 	struct cowsnap_take_entry frozen = make_take_entry(volume);
 	struct named_snapshot **link = find_link(volume, name);
@@ -253,6 +306,7 @@ int volume_take(struct volume *volume, const char *name, const struct named_snap
 	if (entry == NULL)
 		return -ENOMEM;
 	strcpy(entry->name, name);
+	frozen.flags = flags;
 	error = take_snapshot(volume, name, &frozen);
 	if (error != 0) {
 		free(entry);
@@ -266,10 +320,28 @@ int volume_take(struct volume *volume, const char *name, const struct named_snap
 	return 0;
 }
 
-int volume_drop(struct volume *volume, const char *name)
+struct named_snapshot *volume_entry(struct volume *volume, const char *name)
+{
+	return *find_link(volume, name);
+}
+
+void volume_forget(struct volume *volume, const char *name)
 {
 	struct named_snapshot **link = find_link(volume, name);
 	struct named_snapshot *entry = *link;
+
+	if (entry == NULL)
+		return;
+	pthread_mutex_lock(&volume->lock);
+	*link = entry->next;
+	pthread_mutex_unlock(&volume->lock);
+	cowsnap_snapshot_unref(entry->snapshot);
+	free(entry);
+}
+
+int volume_drop(struct volume *volume, const char *name)
+{
+	const struct named_snapshot *entry = volume_entry(volume, name);
 	int error;
 
 	if (entry == NULL)
@@ -277,11 +349,7 @@ int volume_drop(struct volume *volume, const char *name)
 	error = cowsnap_snapshot_drop(entry->snapshot);
 	if (error != 0)
 		return error;
-	pthread_mutex_lock(&volume->lock);
-	*link = entry->next;
-	pthread_mutex_unlock(&volume->lock);
-	cowsnap_snapshot_unref(entry->snapshot);
-	free(entry);
+	volume_forget(volume, name);
 	if (volume->options->store_format == STORE_DM)
 		store_name_remove(volume);
 	return 0;
@@ -295,6 +363,18 @@ int volume_grow(struct volume *volume)
 		return -ENODEV;
 	error = cowsnap_device_refresh(volume->store_device);
 	return error == 0 ? cowsnap_store_set_limit(volume->store, 0) : error;
+}
+
+int volume_resize(struct volume *volume)
+{
+	int error = cowsnap_device_refresh(volume->device);
+
+	if (error == 0)
+		error = cowsnap_origin_resize(volume->origin, 0);
+	/* What is new has not been written to. */
+	if (error == 0)
+		atomic_store(&volume->has_holes, may_have_holes(volume->fd));
+	return error;
 }
 
 struct cowsnap_snapshot *volume_find(struct volume *volume, const char *name)

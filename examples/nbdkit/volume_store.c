@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT
  *
- * Opening the store, and the file that keeps the name of a persistent store's snapshot.
+ * Opening the store, and the files that keep what a persistent store has no place for: the name of
+ * its snapshot, and that it is being merged.
  *
  * Failure: every refusal says which parameter it is about and what is wrong with it. A file that
  * was there before is not changed by one.
@@ -16,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static const uint64_t default_chunk_size_bytes = 4096;
 static const uint64_t dm_record_bytes = 16;
@@ -108,6 +110,7 @@ static int open_transient(struct volume *volume)
 		.size = sizeof(options),
 		.chunk_size_bytes = wanted->chunk_size_bytes,
 		.limit_bytes = wanted->store_limit_bytes,
+		.flags = COWSNAP_TRANSIENT_SKIP_ZEROES,
 	};
 	int error = 0;
 
@@ -200,11 +203,17 @@ static int open_dm(struct volume *volume, struct cowsnap_take_entry *entry)
 	};
 	int error = open_dm_device(volume);
 
-	if (error == 0)
-		error = generation_check(volume);
 	if (error != 0)
 		return error;
 	options.device = volume->store_device;
+	if (volume->options->handover_file != NULL) {
+		error = store_import(volume, &options, entry);
+		if (error != -ESTALE)
+			return error;
+	}
+	error = generation_check(volume);
+	if (error != 0)
+		return error;
 	*volume->complaint = '\0';
 	error = cowsnap_store_dm_open(volume->ctx, &options, entry, &volume->store);
 	if (error == -ENOENT) {
@@ -216,12 +225,20 @@ static int open_dm(struct volume *volume, struct cowsnap_take_entry *entry)
 	return error;
 }
 
+static char *path_beside(const struct volume *volume, const char *ending)
+{
+	char *path;
+
+	return asprintf(&path, "%s.%s", volume->options->store, ending) < 0 ? NULL : path;
+}
+
 int store_open(struct volume *volume, struct cowsnap_take_entry *entry)
 {
 	if (volume->options->store_format == STORE_TRANSIENT)
 		return open_transient(volume);
-	if (asprintf(&volume->name_path, "%s.name", volume->options->store) < 0) {
-		volume->name_path = NULL;
+	volume->name_path = path_beside(volume, "name");
+	volume->merge_path = path_beside(volume, "merging");
+	if (volume->name_path == NULL || volume->merge_path == NULL) {
 		nbdkit_error("store=%s: %s", volume->options->store, strerror(ENOMEM));
 		return -ENOMEM;
 	}
@@ -262,4 +279,30 @@ void store_name_remove(struct volume *volume)
 
 	if (error != 0)
 		nbdkit_error("%s: cannot be removed: %s", volume->name_path, strerror(-error));
+}
+
+/* ---- That it is being merged ---------------------------------------------------------------- */
+
+int store_merge_mark(struct volume *volume)
+{
+	int error = volume->merge_path ? sidecar_write(volume->merge_path, "merging") : 0;
+
+	if (error != 0)
+		nbdkit_error("%s: cannot keep that the snapshot is being merged: %s",
+			volume->merge_path, strerror(-error));
+	return error;
+}
+
+int store_merge_unmark(struct volume *volume)
+{
+	int error = volume->merge_path ? sidecar_remove(volume->merge_path) : 0;
+
+	if (error != 0)
+		nbdkit_error("%s: cannot be removed: %s", volume->merge_path, strerror(-error));
+	return error;
+}
+
+bool store_merge_marked(const struct volume *volume)
+{
+	return volume->merge_path != NULL && access(volume->merge_path, F_OK) == 0;
 }

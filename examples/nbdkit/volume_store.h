@@ -29,6 +29,26 @@ int store_name_write(struct volume *volume, const char *name);
 void store_name_remove(struct volume *volume);
 
 /*
+ * That the snapshot of a persistent store is being merged, in FILE.merging. Each does nothing for
+ * another store.
+ */
+
+/* store_merge_mark, store_merge_unmark - returns 0, or a negative errno after nbdkit_error() said
+ * what is wrong */
+int store_merge_mark(struct volume *volume);
+int store_merge_unmark(struct volume *volume);
+
+bool store_merge_marked(const struct volume *volume);
+
+/*
+ * store_import - open a persistent store with what volume_handover() of another server has left
+ * Returns: 0; -ESTALE (it has changed since: open it), or a negative errno after nbdkit_error()
+ *	said what is wrong.
+ */
+int store_import(struct volume *volume, const struct cowsnap_dm_options *options,
+	struct cowsnap_take_entry *entry);
+
+/*
  * generation_read - read volume.generation from its file; 0 if there is none
  * generation_check - refuse a store whose snapshot missed writes to the volume
  * generation_raise - before the first write: the next number into the store, then into the file

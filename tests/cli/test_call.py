@@ -8,7 +8,7 @@ import subprocess
 
 from rig import Case, GOOD, IO_ERROR, TOOL, WRONG_CALL, main
 
-COMMANDS = ("info", "check", "dump", "extents", "create", "export", "repair")
+COMMANDS = ("info", "check", "dump", "extents", "create", "export", "repair", "merge")
 
 
 class Call(Case):
@@ -55,6 +55,8 @@ class Call(Case):
         self.wrong("create", "new.img", "--size=1M", says="--origin FILE is needed")
         self.wrong("export", "store.img", "--origin=origin", says="which IMAGE?")
         self.wrong("export", "store.img", "image", says="--origin FILE is needed")
+        self.wrong("merge", "store.img", says="--origin FILE is needed")
+        self.wrong("merge", "store.img", "more", "--origin=origin", says="one argument too many")
         self.wrong("info", "store.img", "--dry-run", says="unrecognized option")
         self.wrong("check", "store.img", "--origin=origin", "--origin-size=1M",
                    says="exclude each other")

@@ -28,9 +28,9 @@ class Volume:
         return self.rig.serve(self.path, "store-format=dm", f"store={self.store}", *parameters,
                               **options)
 
-    def refused(self, wanted, *parameters):
+    def refused(self, wanted, *parameters, **options):
         self.rig.refused(wanted, f"file={self.path}", "store-format=dm", f"store={self.store}",
-                         *parameters)
+                         *parameters, **options)
 
     def check_store(self, *options, status=0):
         return self.rig.check_store(self.store, self.size, *options, status=status)

@@ -183,6 +183,13 @@ class Server:
             return store["used_bytes"] == 0 and store["reclaimable_bytes"] == 0
         wait_until(empty, "the store to be empty after the drops")
 
+    def disconnect(self):
+        """All of its clients."""
+        for handle in self.handles:
+            if handle.aio_is_ready():
+                handle.shutdown()
+        wait_until(lambda: self.ok("status")["connections"] == 0, "the connections to be closed")
+
     def terminate(self):
         check(self.alive(), "the server died:\n" + self.log())
         self.process.send_signal(signal.SIGTERM)
@@ -195,10 +202,7 @@ class Server:
 
     def stop(self):
         """End it as a service manager would; a clean end removes the control socket."""
-        for handle in self.handles:
-            if handle.aio_is_ready():
-                handle.shutdown()
-        wait_until(lambda: self.ok("status")["connections"] == 0, "the connections to be closed")
+        self.disconnect()
         self.terminate()
         self.wait_end()
 
@@ -239,11 +243,12 @@ class Rig:
     def serve(self, volume, *parameters, **options):
         return Server(self, volume, *parameters, **options)
 
-    def refused(self, wanted, *parameters, prefix=()):
-        """nbdkit does not start, and says the wanted words; nothing is made or removed."""
+    def refused(self, wanted, *parameters, prefix=(), run=("--run", "true")):
+        """nbdkit does not start, and says the wanted words; nothing is made or removed. Without
+        @run it may be that it has begun to start: then it ends."""
         files = sorted(os.listdir(self.directory))
         done = subprocess.run(
-            [*prefix, "nbdkit", "-f", "-U", "-", PLUGIN, *parameters, "--run", "true"],
+            [*prefix, "nbdkit", "-f", "-U", "-", PLUGIN, *parameters, *run],
             capture_output=True, text=True, timeout=DEADLINE_S,
             env=server_environment(leaks=False), check=False)
         check(done.returncode != 0, f"{parameters} was accepted")

@@ -71,7 +71,9 @@ def test_good(server):
         check(isinstance(status["stats"][field], int), f"status: stats {field}")
     check(isinstance(status["threads"], list), "status: threads")
     commands = " ".join(server.ok("help")["commands"])
-    words = ("take", "drop", "grow", "list", "status", "help")
+    words = ("take", "drop", "downgrade", "release", "changes", "merge", "merge-status",
+             "merge-stop", "merge-resume", "detach", "detach-stop", "throttle", "resize", "grow",
+             "handover", "list", "status", "help")
     check(all(word in commands for word in words), commands)
 
 
