@@ -619,10 +619,11 @@ static enum cs_step prepare_merge(struct cs_save *save)
 	return step == CS_DONE && !save->op->error ? begin_saving(save) : step;
 }
 
-/* All is saved: is there something that a merge has to move first? */
+/* All is saved: is there something that a merge has to move first? With an error the gate was left,
+ * and the heads may be gone. */
 static bool unsettled(const struct cs_save *save)
 {
-	return save->heads && merges(save) && !save->op->error &&
+	return !save->op->error && save->heads && merges(save) &&
 	       !save->heads->merge_ops->is_settled(
 		       save->heads->merge, save->op->offset, save->op->length);
 }
