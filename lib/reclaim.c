@@ -671,10 +671,9 @@ static void give_up_released(
 }
 
 /* Returns: where it came to; less than @end if limbo is full. */
-static uint64_t reclaim_released(struct cowsnap_snapshot *snapshot, uint64_t first, uint64_t end,
-	uint64_t *budget) CS_REQUIRES(snapshot->chain->store->upper->reclaiming)
+static uint64_t reclaim_released(struct cowsnap_store *store, struct cowsnap_snapshot *snapshot,
+	uint64_t first, uint64_t end, uint64_t *budget) CS_REQUIRES(store->upper->reclaiming)
 {
-	struct cowsnap_store *store = snapshot->chain->store;
 	struct step step = {.store = store, .limbo = store->upper->limbo, .in_place = true};
 
 	if (snapshot->chain->merging)
@@ -705,7 +704,7 @@ void cs_reclaim_released(struct cowsnap_snapshot *snapshot, uint64_t first, uint
 		/* Relaxed: who unlinks it holds the lock. */
 		if (atomic_load_explicit(&snapshot->unlinked, memory_order_relaxed))
 			first = end;
-		first = first < end ? reclaim_released(snapshot, first, end, &budget) : end;
+		first = first < end ? reclaim_released(store, snapshot, first, end, &budget) : end;
 		stuck = first < end && budget;
 		if (!flush_limbo(store, store->upper->limbo))
 			atomic_store_explicit(
