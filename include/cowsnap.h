@@ -587,8 +587,10 @@ COWSNAP_API int cowsnap_snapshot_drop(struct cowsnap_snapshot *snapshot);
  * A merge that was begun is left where it is: it is begun again at the next start.
  *
  * Returns: 0; -ENOTSUP (the store is not persistent), -EIDRM (dropped or deactivated already),
- *	-EBUSY (a thread is in cowsnap_merge_run()), -ENOMEM (of a merge).
- * Context: any thread; waits for a drop of it that is under way; may run in a callback.
+ *	-EBUSY (its merge begins, or a call that moves is under way), -ENOMEM (of a merge).
+ * Context: any thread; waits for a drop of it that is under way; may run in a callback. During a
+ *	merge it waits for takes, and for all brackets, reads and writes of the origin that are
+ *	under way: then not on a thread that has any of these, and not in a callback.
  * Lifetime: as for a drop; the state is COWSNAP_SNAPSHOT_DROPPED.
  */
 COWSNAP_API int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot);

@@ -369,9 +369,9 @@ int cs_snapshot_end(struct cowsnap_snapshot *s, bool record, bool merging)
 	return rc ? rc : ended(s, end_recorded(s, record, merging));
 }
 
-int cs_snapshot_end_held(struct cowsnap_snapshot *s)
+int cs_snapshot_end_held(struct cowsnap_snapshot *s, bool merging)
 {
-	return ended(s, end_recorded(s, true, false));
+	return ended(s, end_recorded(s, true, merging));
 }
 
 int cs_snapshot_hand_over(struct cowsnap_snapshot *s)
@@ -397,8 +397,7 @@ bool cs_snapshot_await_writers(struct cowsnap_snapshot *s, uint64_t deadline_ns)
 	struct cowsnap_store *store = s->chain->store;
 	uint64_t epoch = cs_store_space_epoch(store);
 
-	/* seq_cst, after the state; pairs with begin_writing. The last one wakes the store. */
-	while (atomic_load_explicit(&s->writers, memory_order_seq_cst)) {
+	while (cs_snapshot_has_writers(s)) {
 		struct cs_task task;
 
 		cs_task_init(&task, NULL, NULL);

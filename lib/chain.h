@@ -336,12 +336,19 @@ void cs_snapshot_found_invalid(struct cowsnap_snapshot *snapshot);
  * is being merged. Returns: 0, -EIDRM, -EBUSY (it is), or the error of the store: then it is as
  * before. */
 int cs_snapshot_end(struct cowsnap_snapshot *snapshot, bool record, bool merging);
-/* The same for who holds its persistent store, which is given up; -EBUSY if it is being merged. */
-int cs_snapshot_end_held(struct cowsnap_snapshot *snapshot);
+/* The same, recorded, for who holds its persistent store, which is given up. */
+int cs_snapshot_end_held(struct cowsnap_snapshot *snapshot, bool merging);
 
 /* The same of one that is live, and without a record: somebody else goes on with it. Returns: 0;
  * -EBUSY (being merged), -ENODATA (not live). */
 int cs_snapshot_hand_over(struct cowsnap_snapshot *snapshot);
+
+/* Is somebody writing to a snapshot that lets no more begin? The last one wakes the store. */
+static inline bool cs_snapshot_has_writers(const struct cowsnap_snapshot *snapshot)
+{
+	/* seq_cst, after the state; pairs with begin_writing. */
+	return atomic_load_explicit(&snapshot->writers, memory_order_seq_cst) > 0;
+}
 
 /* Waits for writes to a snapshot that lets no more begin. Returns: false: there are some still. */
 bool cs_snapshot_await_writers(struct cowsnap_snapshot *snapshot, uint64_t deadline_ns);

@@ -10,20 +10,25 @@
  * time, so what moves down meanwhile is met (C7). A run that was begun is not cut at the end of a
  * call, unless it is longer than what a call looks at.
  *
- * Locking: none; the read gates of both snapshots' stores.
+ * During a merge the volume shows what lies in the merging snapshot's store: that has changed for
+ * all others. It is asked for before the maps, where it is when it was moved.
+ *
+ * Locking: none; the read gates of both snapshots' stores. What is asked about now is looked at
+ * inside the origin's gate (M4 of merge.c), in which nobody waits here.
  *
  * Failure: states are looked at once more at the end: while both snapshots count nothing was
  * forgotten.
  */
 #include <errno.h>
 
-#include "origin.h"
+#include "merge.h"
 
 #define LOOK_CHUNKS UINT64_C(1048576)
 
 struct scan {
 	const struct cowsnap_snapshot *from, *to;
-	bool written; /* the younger image was written to */
+	bool written;                 /* the younger image was written to */
+	const struct cs_merge *merge; /* what now is depends on; NULL: on none */
 	uint32_t shift;
 	uint64_t begin;  /* bytes: where the call begins */
 	uint64_t end;    /* bytes: of the longer image */
@@ -81,9 +86,52 @@ static uint64_t written_in_younger(const struct scan *scan, uint64_t first, unsi
 	return mask;
 }
 
-static uint64_t changed_mask(const struct scan *scan, uint64_t first, unsigned count)
+/* Has the merging snapshot a part of [from, last] for the volume? */
+static bool is_unmoved(const struct cs_merge *m, uint64_t from, uint64_t last)
+{
+	uint64_t chunk = from >> cs_merge_shift(m), size = m->snapshot->size_bytes, end;
+	uint64_t locations[64];
+	unsigned n;
+
+	/* What lies behind its end is the origin's, also of its last chunk. */
+	if (from >= size)
+		return false;
+	end = ((last < size ? last : size - 1) >> cs_merge_shift(m)) + 1;
+	for (; chunk < end; chunk += n) {
+		n = cs_window_count(chunk, end);
+		if (cs_merge_unmoved(m, chunk, n, locations))
+			return true;
+	}
+	return false;
+}
+
+static uint64_t unmoved_mask(const struct scan *scan, uint64_t first, unsigned count)
 {
 	uint64_t mask = 0;
+
+	for (unsigned i = 0; i < count; i++) {
+		uint64_t from = (first + i) << scan->shift;
+
+		if (is_unmoved(scan->merge, from, from + (UINT64_C(1) << scan->shift) - 1))
+			mask |= UINT64_C(1) << i;
+	}
+	return mask;
+}
+
+/* What a merge says of these chunks that no map may say. */
+static uint64_t merge_mask(const struct scan *scan, uint64_t first, unsigned count)
+{
+	const struct cs_merge *m = scan->merge;
+
+	if (m->snapshot != scan->from)
+		return unmoved_mask(scan, first, count);
+	/* Its chain gets no more records; what is written beside them is noted before. */
+	return m->records ? cs_bits_window(&m->settled, first, count) : 0;
+}
+
+static uint64_t changed_mask(const struct scan *scan, uint64_t first, unsigned count)
+{
+	uint64_t mask = scan->merge ? merge_mask(scan, first, count) : 0;
 
 	for (const struct cowsnap_snapshot *s = cs_chain_newest(scan->from->chain); s;
 		s = cs_snapshot_older(s)) {
@@ -202,33 +250,65 @@ static int begin(struct scan *scan, uint64_t offset)
 	return offset > scan->end ? -ERANGE : 0;
 }
 
+/* Returns: the merge of the origin; NULL: none. Inside its gate. */
+static const struct cs_merge *merge_of(
+	struct cowsnap_origin *origin, const struct cs_gate_pass *pass)
+{
+	const struct cs_heads *heads = cs_origin_heads(origin, pass->slot);
+	const struct cs_merge *m = heads ? heads->merge : NULL;
+
+	/* Acquire: pairs with set_ready. */
+	return m && atomic_load_explicit(&m->ready, memory_order_acquire) ? m : NULL;
+}
+
+/* Returns: 0, or what is wrong. */
+static int look_inside(struct scan *scan, struct cowsnap_store *younger, uint64_t *offset)
+{
+	struct cowsnap_store *older = scan->from->chain->store;
+	struct cs_gate_pass pass, pass_younger;
+	uint64_t looked = 0;
+	int rc;
+
+	cs_gate_enter(&older->upper->reads, &pass);
+	cs_gate_enter(&younger->upper->reads, &pass_younger);
+	rc = states_error(scan);
+	if (!rc)
+		rc = begin(scan, *offset);
+	if (!rc) {
+		looked = *offset < scan->end ? look(scan) : scan->end;
+		rc = states_error(scan);
+	}
+	cs_gate_leave(&younger->upper->reads, &pass_younger);
+	cs_gate_leave(&older->upper->reads, &pass);
+	cs_reclaim_after_reading(older);
+	cs_reclaim_after_reading(younger);
+	if (!rc)
+		*offset = looked;
+	return rc;
+}
+
+static int look_at_now(struct scan *scan, uint64_t *offset)
+{
+	struct cowsnap_origin *origin = scan->from->chain->origin;
+	struct cs_gate_pass pass;
+	int rc;
+
+	cs_gate_enter(&origin->gate, &pass);
+	scan->merge = merge_of(origin, &pass);
+	rc = look_inside(scan,
+		scan->merge ? scan->merge->snapshot->chain->store : scan->from->chain->store,
+		offset);
+	cs_gate_cancel(&origin->gate, &pass);
+	return rc;
+}
+
 int cowsnap_changes(struct cowsnap_snapshot *from, struct cowsnap_snapshot *to, uint64_t *offset,
 	struct cowsnap_change *changes, size_t count)
 {
 	struct scan scan = {.from = from, .to = to, .runs = changes, .room = count};
-	struct cs_gate *reads = &from->chain->store->upper->reads;
-	struct cowsnap_store *younger = to ? to->chain->store : from->chain->store;
-	struct cs_gate_pass pass, pass_younger;
-	uint64_t looked = 0;
 	int rc = check(from, to, count);
 
-	if (rc)
-		return rc;
-	cs_gate_enter(reads, &pass);
-	cs_gate_enter(&younger->upper->reads, &pass_younger);
-	rc = states_error(&scan);
 	if (!rc)
-		rc = begin(&scan, *offset);
-	if (!rc) {
-		looked = *offset < scan.end ? look(&scan) : scan.end;
-		rc = states_error(&scan);
-	}
-	cs_gate_leave(&younger->upper->reads, &pass_younger);
-	cs_gate_leave(reads, &pass);
-	cs_reclaim_after_reading(from->chain->store);
-	cs_reclaim_after_reading(younger);
-	if (rc)
-		return rc;
-	*offset = looked;
-	return (int)scan.count;
+		rc = to ? look_inside(&scan, to->chain->store, offset) : look_at_now(&scan, offset);
+	return rc ? rc : (int)scan.count;
 }

@@ -97,6 +97,11 @@ void cs_copier_set_throttle(
 /* For background work of other kinds, on a thread that waits: until the throttle lets it go on with
  * @bytes. The caller holds no credits, no claim and is in no gate. */
 void cs_copier_pace(struct cowsnap_copier *copier, uint64_t bytes);
+/* The same in steps. @waiter: put into a list unless it may go on. Returns: 0: it may. Else: it
+ * waits, until it is woken or this moment. */
+uint64_t cs_copier_admit(struct cowsnap_copier *copier, uint64_t bytes, struct cs_waiter *waiter);
+/* Waits no longer for the throttle. Returns: false if the wake is on its way. */
+bool cs_copier_unthrottle(struct cowsnap_copier *copier, struct cs_waiter *waiter);
 /* A background piece begins, and ends: for the throttle's share of time. */
 void cs_copier_piece_begins(struct cowsnap_copier *copier);
 void cs_copier_piece_ends(struct cowsnap_copier *copier);

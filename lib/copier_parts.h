@@ -92,10 +92,4 @@ static inline void cs_copier_count(const struct cowsnap_copier *copier,
 		atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
 }
 
-/* For a background piece of @bytes. @waiter: put into copier->throttled unless it may go on.
- * Returns: 0: it may. Else: it waits, until it is woken or this moment. */
-uint64_t cs_copier_admit(struct cowsnap_copier *copier, uint64_t bytes, struct cs_waiter *waiter);
-/* Waits no longer for the throttle. Returns: false if the wake is on its way. */
-bool cs_copier_unthrottle(struct cowsnap_copier *copier, struct cs_waiter *waiter);
-
 #endif

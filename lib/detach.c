@@ -106,15 +106,8 @@ static int save_range(struct range *r)
 	rc = enter(r);
 	if (rc)
 		return rc;
-	save->op = &r->op;
-	save->heads = &r->heads;
-	save->preimage = NULL; /* what a host gives is good for its bracket */
-	save->moving = false;
-	save->step = cs_save_look;
+	cs_save_init(save, &r->op, &r->heads, cs_save_look);
 	save->no_write = true;
-	save->moving = false;
-	save->preimage = NULL; /* no bracket of the host's: it is read */
-	memset(&save->trouble, 0, sizeof(save->trouble));
 	while (cs_save_run(save) == CS_PARK)
 		cs_task_sleep(&r->op.task);
 	cs_gate_cancel(&r->op.origin->gate, &r->op.pass);
@@ -122,9 +115,9 @@ static int save_range(struct range *r)
 }
 
 /* From detach_next on: the next run of chunks that are still in the origin, in the group of 64 and
- * short enough: of at most @left. Goes over what is saved. Returns: false: there is none in this
- * group. */
-static bool next_range(struct range *r, uint64_t left)
+ * short enough: of at most @left. Goes over what is saved. Returns: 1; 0 (there is none in this
+ * group), or what became of the snapshot: inside the read gate a live one keeps its maps. */
+static int next_range(struct range *r, uint64_t left)
 {
 	struct cowsnap_snapshot *s = r->snapshot;
 	struct cowsnap_store *store = s->chain->store;
@@ -132,16 +125,21 @@ static bool next_range(struct range *r, uint64_t left)
 	uint64_t chunks = cs_snapshot_chunks(s), next = s->detach_next;
 	unsigned count = cs_window_count(next, left < chunks - next ? next + left : chunks);
 	struct cs_gate_pass pass;
-	uint64_t saved, open;
+	uint64_t saved = 0, open;
+	int rc;
 
 	cs_gate_enter(&store->upper->reads, &pass);
-	saved = cs_snapshot_window(s, next, count, locations);
+	rc = cs_read_check(s, 0, 1);
+	if (!rc)
+		saved = cs_snapshot_window(s, next, count, locations);
 	cs_gate_leave(&store->upper->reads, &pass);
 	cs_reclaim_after_reading(store);
+	if (rc)
+		return rc;
 	open = ~saved & ~UINT64_C(0) >> (64 - count);
 	if (!open) {
 		s->detach_next += count;
-		return false;
+		return 0;
 	}
 	s->detach_next += (unsigned)__builtin_ctzll(open);
 	saved = ~(open >> __builtin_ctzll(open));
@@ -151,7 +149,7 @@ static bool next_range(struct range *r, uint64_t left)
 		most = 1;
 	if (r->count > most)
 		r->count = most;
-	return true;
+	return 1;
 }
 
 static int detach_range(struct range *r)
@@ -192,7 +190,8 @@ static int detach(struct cowsnap_snapshot *s, uint64_t max_bytes)
 
 		if (seen && seen >= most)
 			return 1;
-		if (next_range(&range, seen < most ? most - seen : 1))
+		rc = next_range(&range, seen < most ? most - seen : 1);
+		if (rc > 0)
 			rc = detach_range(&range);
 		if (!rc)
 			rc = check(s);

@@ -27,7 +27,7 @@ static enum cs_step run(struct cs_op *op)
 	}
 	if (!cs_store_hold(s->chain->store, &op->task.waiter))
 		return CS_PARK;
-	op->error = cs_snapshot_end_held(s);
+	op->error = cs_snapshot_end_held(s, false);
 	if (!op->error)
 		cs_origin_lost_one(s->chain->origin);
 	return CS_DONE;

@@ -72,9 +72,9 @@ bool cs_plan_next(const struct cs_plan *plan, uint64_t *from)
 static uint64_t wanted_length(const struct cs_plan *plan, uint64_t from, uint64_t most)
 {
 	uint64_t end = from;
-	bool grew = true;
+	bool grew;
 
-	while (grew && end - from < most) {
+	do {
 		grew = false;
 		for (size_t i = 0; i < plan->count; i++) {
 			const struct cowsnap_copy_target *t = &plan->targets[i];
@@ -82,9 +82,9 @@ static uint64_t wanted_length(const struct cs_plan *plan, uint64_t from, uint64_
 			if (t->error || t->source_offset > end || cs_target_end(t) <= end)
 				continue;
 			end = cs_target_end(t);
-			grew = true;
+			grew = plan->count > 1;
 		}
-	}
+	} while (grew && end - from < most);
 	return end - from < most ? end - from : most;
 }
 
@@ -122,13 +122,11 @@ static bool zero_part(const struct cowsnap_copy_target *t, const uint8_t *bytes,
 	       cs_copier_all_zero(bytes, *part_end - at);
 }
 
-bool cs_target_sift(
+bool cs_target_sift_zeroes(
 	const struct cowsnap_copy_target *t, const uint8_t *bytes, uint64_t *from, uint64_t *end)
 {
 	uint64_t begin = *from, at = *from, stop;
 
-	if (!t->zeroes)
-		return true;
 	while (at < *end && zero_part(t, bytes + (at - begin), at, *end, &stop)) {
 		*t->zeroes |= UINT64_C(1) << (at - t->source_offset) / t->part_bytes;
 		at = stop;

@@ -90,8 +90,14 @@ static inline bool cs_target_wants(
 /* Of what a target wants of a piece, [*from, *end) with the bytes at @bytes: cuts it to the first
  * part that is to be written, and notes zeroes that come before it. Returns: false if nothing is
  * left. */
-bool cs_target_sift(const struct cowsnap_copy_target *target, const uint8_t *bytes, uint64_t *from,
-	uint64_t *end);
+bool cs_target_sift_zeroes(const struct cowsnap_copy_target *target, const uint8_t *bytes,
+	uint64_t *from, uint64_t *end);
+
+static inline bool cs_target_sift(const struct cowsnap_copy_target *target, const uint8_t *bytes,
+	uint64_t *from, uint64_t *end)
+{
+	return cs_likely(!target->zeroes) || cs_target_sift_zeroes(target, bytes, from, end);
+}
 
 static inline void cs_target_fails(struct cowsnap_copy_target *target, int error)
 {

@@ -105,56 +105,78 @@ bool cs_save_spaceless(const struct cs_save_job *job)
 
 /* ---- Writing what was given ------------------------------------------------------------------ */
 
+#define ALL_IDLE ((UINT32_C(1) << CS_SAVE_GIFTS) - 1)
+
 static enum cs_step give_on(struct cs_save *save);
 
-static void requested(struct cowsnap_io *io, int error)
+static struct cs_save_gift *begin_gift(struct cs_save *save)
 {
-	struct cs_save *save = cs_container_of(io, struct cs_save, io);
+	unsigned i = (unsigned)__builtin_ctz(save->idle_gifts);
+	struct cs_save_gift *gift = &save->gift[i];
 
-	save->result = error;
+	save->idle_gifts &= save->idle_gifts - 1;
+	gift->save = save;
+	gift->job = save->giving++;
+	return gift;
+}
+
+static void end_gift(struct cs_save_gift *gift, int error)
+{
+	struct cs_save *save = gift->save;
+
+	save->job[gift->job].error = error;
+	save->idle_gifts |= UINT32_C(1) << (gift - save->gift);
+}
+
+static void given(struct cowsnap_io *io, int error)
+{
+	struct cs_save_gift *gift = cs_container_of(io, struct cs_save_gift, io);
+	struct cs_save *save = gift->save;
+
+	end_gift(gift, error);
 	save->op->task.run(&save->op->task);
 }
 
-static enum cs_step given(struct cs_save *save)
-{
-	save->job[save->giving++].error = save->result;
-	return give_on(save);
-}
-
-static enum cs_step give(struct cs_save *save, const struct cs_save_job *job)
+static void give(struct cs_save *save, const struct cs_save_job *job)
 {
 	const struct cowsnap_run *run = &save->run[save->giving];
 	struct cowsnap_store *store = job->head->chain->store;
 	struct cowsnap_queue *queue = save->op->task.queue;
-	struct cowsnap_io *io = &save->io;
+	struct cs_save_gift *gift = begin_gift(save);
+	struct cowsnap_io *io = &gift->io;
+	int error;
 
-	save->step = given;
 	io->kind = job->zero ? COWSNAP_IO_ZERO : COWSNAP_IO_WRITE;
 	io->buffer = (void *)(uintptr_t)job->data;
 	io->offset = run->location << store->chunk_shift;
 	io->length = job->zero ? run->count << store->chunk_shift
 			       : length_of(save, run, store->chunk_shift);
-	io->done = requested;
-	if (queue && !queue->blocking)
-		return cs_dev_start(store->device, queue, io, &save->result) ? CS_GO_ON : CS_PARK;
-	save->result = cs_dev_call(store->device, io);
-	return CS_GO_ON;
+	io->done = given;
+	if (!queue || queue->blocking)
+		end_gift(gift, cs_dev_call(store->device, io));
+	else if (cs_dev_start(store->device, queue, io, &error))
+		end_gift(gift, error);
 }
 
+/* Starts as many writes as there is room for, side by side. */
 static enum cs_step give_on(struct cs_save *save)
 {
-	for (; save->giving < save->count; save->giving++) {
+	while (save->giving < save->count && save->idle_gifts) {
 		const struct cs_save_job *job = &save->job[save->giving];
 
 		if (job->data || (job->zero && !cs_save_spaceless(job)))
-			return give(save, job);
+			give(save, job);
+		else
+			save->giving++;
 	}
-	return save->given(save);
+	return save->idle_gifts == ALL_IDLE ? save->given(save) : CS_PARK;
 }
 
 enum cs_step cs_save_give(struct cs_save *save, enum cs_step (*next)(struct cs_save *save))
 {
 	save->giving = 0;
+	save->idle_gifts = ALL_IDLE;
 	save->given = next;
+	save->step = give_on;
 	return give_on(save);
 }

@@ -15,9 +15,8 @@
  * which must not take back what was written to the origin since. So a bracket waits until the
  * record is gone, and cowsnap_origin_write() writes in place, to the store.
  *
- * begin    heads with the merge, without the chain of a store of one snapshot; drain; ready
- * run      pace; save for others; claim; copy; flush the origin; forget the records; settled
- * end      drop recorded; heads without it; drain
+ * It begins with heads that have the merge, without the chain of a store of one snapshot, and a
+ * drain; then it is ready. How chunks are moved, and the end: merge_run.c.
  *
  * Invariants:
  *  M1 A chunk is settled for good. Who sees an unsettled chunk in a map while it is claimed in
@@ -29,8 +28,8 @@
  *
  * Locking: the turn for heads; upper->reclaiming for chain->merging; `lock` for waiting brackets.
  *
- * Failure: a step that fails ends the run, with the claim given back and nothing settled; the next
- * run begins there again.
+ * Failure: what cannot begin has changed nothing. A host that ends leaves the rest to the next
+ * start.
  */
 #include "merge.h"
 
@@ -39,10 +38,9 @@
 
 #include "alloc.h"
 #include "snapshot.h"
+#include "workers.h"
 
-#define DRAIN_NS    UINT64_C(5000000000)
-#define MOVE_CHUNKS 64u
-#define MOVE_BYTES  UINT64_C(1048576)
+#define DRAIN_NS UINT64_C(5000000000)
 
 /* ---- What is to be moved --------------------------------------------------------------------- */
 
@@ -51,7 +49,10 @@ uint64_t cs_merge_unmoved(
 {
 	uint64_t mask = cs_snapshot_window(m->snapshot, first, count, locations);
 
-	return mask & ~cs_bits_window(&m->settled, first, count);
+	mask &= ~cs_bits_window(&m->settled, first, count);
+	/* Acquire, after the look at the maps: brackets of the generation after it save into these
+	 * and note nothing; pairs with over. */
+	return mask && atomic_load_explicit(&m->moved, memory_order_acquire) ? 0 : mask;
 }
 
 bool cs_merge_lookup(const struct cs_merge *m, uint64_t chunk, uint64_t *location)
@@ -69,9 +70,8 @@ bool cs_merge_lookup(const struct cs_merge *m, uint64_t chunk, uint64_t *locatio
 	return there;
 }
 
-/* What the copy of a chunk is, from where the snapshot has it. */
-void cs_merge_set_copy(const struct cs_merge *m, const struct cowsnap_run *run,
-	struct cowsnap_copy *copy, struct cowsnap_copy_target *target)
+void cs_merge_set_target(
+	const struct cs_merge *m, const struct cowsnap_run *run, struct cowsnap_copy_target *target)
 {
 	uint32_t shift = cs_merge_shift(m);
 	uint64_t at = run->first << shift, length = run->count << shift;
@@ -83,6 +83,14 @@ void cs_merge_set_copy(const struct cs_merge *m, const struct cowsnap_run *run,
 		.offset = at,
 		.source_offset = zero ? at : run->location << shift,
 		.length = length};
+}
+
+void cs_merge_set_copy(const struct cs_merge *m, const struct cowsnap_run *run,
+	struct cowsnap_copy *copy, struct cowsnap_copy_target *target)
+{
+	bool zero = run->location == COWSNAP_LOCATION_ZERO;
+
+	cs_merge_set_target(m, run, target);
 	copy->source = zero ? NULL : m->snapshot->chain->store->device;
 	copy->targets = target;
 	copy->count = 1;
@@ -95,7 +103,55 @@ void cs_merge_count(struct cs_merge *m, uint64_t chunks)
 		&m->moved_bytes, chunks << cs_merge_shift(m), memory_order_relaxed);
 }
 
-static void wake_waiting(struct cs_merge *m)
+int cs_merge_settle(struct cs_merge *m, const struct cowsnap_run *run)
+{
+	int rc = cs_bits_set(&m->settled, run->first, run->count);
+
+	if (!rc)
+		cs_merge_count(m, run->count);
+	return rc;
+}
+
+int cs_merge_settle_mask(struct cs_merge *m, uint64_t first, uint64_t mask)
+{
+	int rc = mask ? cs_bits_set_mask(&m->settled, first, mask) : 0;
+
+	if (!rc)
+		cs_merge_count(m, (unsigned)__builtin_popcountll(mask));
+	return rc;
+}
+
+int cs_merge_settle_over(struct cs_merge *m, const struct cowsnap_run *run)
+{
+	struct cs_gate *reads = &m->snapshot->chain->store->upper->reads;
+	uint64_t end = run->first + run->count, locations[64], moved = 0;
+	struct cs_gate_pass pass;
+	int rc;
+
+	cs_gate_enter(reads, &pass);
+	for (uint64_t chunk = run->first; chunk < end;) {
+		unsigned n = cs_window_count(chunk, end);
+
+		moved += (unsigned)__builtin_popcountll(cs_merge_unmoved(m, chunk, n, locations));
+		chunk += n;
+	}
+	cs_gate_leave(reads, &pass);
+	rc = cs_bits_set(&m->settled, run->first, run->count);
+	if (!rc)
+		cs_merge_count(m, moved);
+	return rc;
+}
+
+bool cs_merge_others_need(const struct cs_heads *heads, uint64_t offset, uint64_t length)
+{
+	for (size_t i = 0; heads && i < heads->count; i++) {
+		if (!cs_head_done(&heads->head[i], offset, length))
+			return true;
+	}
+	return false;
+}
+
+void cs_merge_wake_waiting(struct cs_merge *m)
 {
 	struct cs_waiter *waiters;
 
@@ -166,32 +222,17 @@ static int publish_locked(struct cs_merge *m, bool with)
 	return rc;
 }
 
-static bool await_drain(struct cowsnap_origin *origin, uint64_t deadline_ns)
+/* Waits until all who entered before have left, and lets go of their heads. With the turn. */
+static void drain(struct cowsnap_origin *origin)
 {
 	struct cs_task task;
 
 	cs_task_init(&task, NULL, NULL);
-	while (cs_gate_await_drain(&origin->gate, &task.waiter)) {
-		task.deadline_ns = deadline_ns;
+	while (cs_gate_await_drain(&origin->gate, &task.waiter))
 		cs_task_sleep(&task);
-		if (!task.timed_out)
-			continue;
-		if (!cs_gate_forsake_drain(&origin->gate, &task.waiter))
-			cs_task_sleep(&task); /* the wake is on its way */
-		return cs_gate_drained(&origin->gate);
-	}
-	return true;
-}
-
-/* And lets go of the heads of those who have left. With the turn. */
-static bool drain(struct cowsnap_origin *origin, uint64_t deadline_ns)
-{
-	bool drained = await_drain(origin, deadline_ns);
-
 	cs_mutex_lock(&origin->handle.ctx->admin);
 	cs_origin_sweep(origin);
 	cs_mutex_unlock(&origin->handle.ctx->admin);
-	return drained;
 }
 
 /* ---- Begin ----------------------------------------------------------------------------------- */
@@ -213,8 +254,7 @@ static int state_error(const struct cowsnap_snapshot *s)
 	}
 }
 
-/* M2. Returns: 0, or what became of the snapshot. */
-static int set_merging(struct cowsnap_snapshot *s, bool merging)
+int cs_merge_set_merging(struct cowsnap_snapshot *s, bool merging)
 {
 	struct cs_chain *chain = s->chain;
 	struct cs_mutex *reclaiming = &chain->store->upper->reclaiming;
@@ -296,15 +336,12 @@ static void set_origin_merge(struct cowsnap_origin *origin, struct cs_merge *m)
 
 static void give_up_forgotten(struct cs_merge *m)
 {
-	if (m->forgotten.count)
-		cs_merge_unclaim(m, &m->forgotten);
-	m->forgotten.count = 0;
-	wake_waiting(m);
+	while (m->forgotten_count)
+		cs_merge_unclaim(m, &m->forgotten[--m->forgotten_count]);
+	cs_merge_wake_waiting(m);
 }
 
-/* Brackets go on without it, and it goes when the origin does: who entered with it may still be
- * inside, so the caller drains before he gives up M2. With the turn. */
-static int retire(struct cs_merge *m)
+int cs_merge_retire(struct cs_merge *m)
 {
 	struct cowsnap_origin *origin = m->origin;
 	int rc = publish_locked(m, false);
@@ -313,7 +350,7 @@ static int retire(struct cs_merge *m)
 		return rc;
 	/* Release: the new heads; pairs with taken_back. */
 	atomic_store_explicit(&m->ended, true, memory_order_release);
-	wake_waiting(m);
+	cs_merge_wake_waiting(m);
 	cs_mutex_lock(&origin->handle.ctx->admin);
 	set_origin_merge(origin, NULL);
 	origin->free_merges = free_all;
@@ -323,63 +360,231 @@ static int retire(struct cs_merge *m)
 	return 0;
 }
 
+static bool is_ready(const struct cs_merge *m)
+{
+	/* Acquire: pairs with set_ready. */
+	return atomic_load_explicit(&m->ready, memory_order_acquire);
+}
+
+void cs_merge_empty(struct cs_merge *m)
+{
+	const struct cowsnap_allocator *alloc = m->origin->handle.ctx->base.alloc;
+
+	cs_bits_fini(&m->settled);
+	cs_bits_init(&m->settled, alloc);
+	cs_map_fini(&m->busy);
+	cs_map_init(&m->busy, alloc);
+}
+
 static void set_ready(struct cs_merge *m)
 {
 	/* Release: the drain; pairs with cs_merge_is_ready. */
 	atomic_store_explicit(&m->ready, true, memory_order_release);
-	wake_waiting(m);
+	cs_merge_wake_waiting(m);
+}
+
+/* ---- Begin, in steps ------------------------------------------------------------------------- */
+
+static enum cs_step begun(struct cs_merge *m)
+{
+	(void)m;
+	return CS_DONE;
+}
+
+static enum cs_step end_begin(struct cs_merge *m, int rc)
+{
+	cs_turn_end(m->origin->handle.ctx);
+	m->begin.op->error = rc;
+	m->begin.step = begun;
+	return CS_DONE;
+}
+
+/* What the caller waits for was taken out of its list: the step looks again. */
+static void look_again(struct cs_op *op)
+{
+	cs_queue_untime(&op->task);
+	cs_task_wake(&op->task);
+}
+
+static enum cs_step park(struct cs_merge *m, void (*abandon)(struct cs_op *op))
+{
+	m->begin.op->abandon = abandon;
+	m->begin.op->task.deadline_ns = m->begin.deadline_ns;
+	return CS_PARK;
+}
+
+/* Is it in vain to wait on? If the time is over, it may be in its list still; if it was
+ * cancelled it was taken out. */
+static bool gives_up(struct cs_merge *m, bool *timed_out)
+{
+	struct cs_op *op = m->begin.op;
+
+	*timed_out = op->task.timed_out;
+	op->task.timed_out = false;
+	op->abandon = NULL;
+	return *timed_out || op->cancelled;
+}
+
+static void abandon_writers(struct cs_op *op)
+{
+	const struct cs_merge *m = op->turn.record;
+
+	if (cs_store_forsake_space(m->snapshot->chain->store, &op->task.waiter))
+		look_again(op);
+}
+
+/* With nobody left who found the snapshot live before, and may still be writing to it. */
+static enum cs_step await_writers(struct cs_merge *m)
+{
+	struct cowsnap_snapshot *s = m->snapshot;
+	struct cowsnap_store *store = s->chain->store;
+	struct cs_waiter *waiter = &m->begin.op->task.waiter;
+	bool timed_out;
+
+	if (gives_up(m, &timed_out)) {
+		if (timed_out && !cs_store_forsake_space(store, waiter))
+			return CS_PARK;
+		/* Release: pairs with cs_snapshot_live. */
+		atomic_store_explicit(&s->state, COWSNAP_SNAPSHOT_ACTIVE, memory_order_release);
+		cs_merge_set_merging(s, false);
+		/* That finds a generation, as all were left, and has its memory. */
+		cs_merge_retire(m);
+		return end_begin(m, timed_out ? -ETIMEDOUT : -ECANCELED);
+	}
+	for (;;) {
+		uint64_t epoch = cs_store_space_epoch(store);
+
+		if (!cs_snapshot_has_writers(s))
+			break;
+		if (cs_store_await_space(store, epoch, waiter))
+			return park(m, abandon_writers);
+	}
+	cs_mutex_lock(&m->origin->handle.ctx->admin);
+	m->total_bytes = chunks_in_chain(s) << cs_merge_shift(m);
+	cs_mutex_unlock(&m->origin->handle.ctx->admin);
+	set_ready(m);
+	return end_begin(m, 0);
 }
 
 /* Everybody who enters waits, and nobody who began before is left: what the snapshot needed until
- * now it has. Returns: 0; -ETIMEDOUT, or what became of it meanwhile. */
-static int take_over(struct cs_merge *m)
+ * now it has. */
+static enum cs_step take_over(struct cs_merge *m)
 {
-	struct cowsnap_snapshot *s = m->snapshot;
-	int rc = set_merging(s, true);
+	int rc;
 
-	if (rc)
-		return rc;
-	/* Who found the snapshot live before may still be writing to it. */
-	if (cs_snapshot_await_writers(s, cs_deadline_ns(DRAIN_NS))) {
-		m->total_bytes = chunks_in_chain(s) << cs_merge_shift(m);
-		return 0;
+	cs_mutex_lock(&m->origin->handle.ctx->admin);
+	cs_origin_sweep(m->origin);
+	cs_mutex_unlock(&m->origin->handle.ctx->admin);
+	rc = cs_merge_set_merging(m->snapshot, true);
+	if (rc) {
+		cs_merge_retire(m);
+		return end_begin(m, rc);
 	}
-	/* Release: pairs with cs_snapshot_live. */
-	atomic_store_explicit(&s->state, COWSNAP_SNAPSHOT_ACTIVE, memory_order_release);
-	set_merging(s, false);
-	return -ETIMEDOUT;
+	m->begin.deadline_ns = cs_deadline_ns(DRAIN_NS);
+	m->begin.step = await_writers;
+	return CS_GO_ON;
 }
 
-/* With the turn. Frees @m unless it is the origin's. The snapshot is live until all have left who
- * began before: they save what it needs, and if they do not leave it is as it was. */
-static int begin(struct cs_merge *m)
+static void abandon_drain(struct cs_op *op)
+{
+	const struct cs_merge *m = op->turn.record;
+
+	if (cs_gate_forsake_drain(&m->origin->gate, &op->task.waiter))
+		look_again(op);
+}
+
+/* The snapshot is live until all have left who began before: they save what it needs, and if they
+ * do not leave it is as it was. */
+static enum cs_step await_leavers(struct cs_merge *m)
+{
+	struct cs_gate *gate = &m->origin->gate;
+	struct cs_waiter *waiter = &m->begin.op->task.waiter;
+	bool timed_out;
+
+	if (gives_up(m, &timed_out)) {
+		if (timed_out && !cs_gate_forsake_drain(gate, waiter))
+			return CS_PARK;
+		if (!cs_gate_drained(gate) && !cs_merge_retire(m))
+			return end_begin(m, timed_out ? -ETIMEDOUT : -ECANCELED);
+		/* Where no generation is free to take it back, it is waited for. */
+		m->begin.deadline_ns = cs_deadline_ns(DRAIN_NS);
+	}
+	if (cs_gate_await_drain(gate, waiter))
+		return park(m, abandon_drain);
+	return take_over(m);
+}
+
+/* With the turn. */
+static enum cs_step show(struct cs_merge *m)
 {
 	int rc = cs_origin_merge(m->origin) ? -EBUSY : publish_locked(m, true);
 
-	if (rc) {
-		destroy(m);
-		return rc;
-	}
-	set_origin_merge(m->origin, m);
-	/* Where no generation is free to take it back, it is waited for. */
-	while (!drain(m->origin, cs_deadline_ns(DRAIN_NS))) {
-		if (!retire(m))
-			return -ETIMEDOUT;
-	}
-	rc = take_over(m);
-	/* That finds a generation, as all were left, and has its memory. */
 	if (rc)
-		retire(m);
-	else
-		set_ready(m);
-	return rc;
+		return end_begin(m, rc);
+	m->begin.shown = true;
+	set_origin_merge(m->origin, m);
+	m->begin.deadline_ns = cs_deadline_ns(DRAIN_NS);
+	m->begin.step = await_leavers;
+	return CS_GO_ON;
 }
 
-int cowsnap_merge_begin(struct cowsnap_snapshot *snapshot)
+static void abandon_turn(struct cs_op *op)
 {
-	struct cowsnap_ctx *ctx = snapshot->chain->ctx;
+	const struct cs_merge *m = op->turn.record;
+
+	if (cs_turn_forsake(m->origin->handle.ctx, &op->task.waiter))
+		cs_op_abandoned(op);
+}
+
+static enum cs_step got_turn(struct cs_merge *m)
+{
+	struct cs_op *op = m->begin.op;
+	bool timed_out;
+
+	if (gives_up(m, &timed_out) && timed_out) {
+		if (!cs_turn_forsake(m->origin->handle.ctx, &op->task.waiter))
+			return CS_PARK;
+		op->error = -EBUSY;
+		m->begin.step = begun;
+		return CS_DONE;
+	}
+	return op->cancelled ? end_begin(m, -ECANCELED) : show(m);
+}
+
+static enum cs_step await_turn(struct cs_merge *m)
+{
+	m->begin.step = got_turn;
+	m->begin.deadline_ns = cs_deadline_ns(DRAIN_NS);
+	if (!cs_turn_await(m->origin->handle.ctx, &m->begin.op->task.waiter))
+		return CS_GO_ON;
+	return park(m, abandon_turn);
+}
+
+static enum cs_step run_begin(struct cs_op *op)
+{
+	struct cs_merge *m = op->turn.record;
+	enum cs_step step;
+
+	do
+		step = m->begin.step(m);
+	while (step == CS_GO_ON);
+	return step;
+}
+
+/* If nobody has seen it, it goes. */
+static void release_begin(struct cs_op *op)
+{
+	struct cs_merge *m = op->turn.record;
+
+	if (!m->begin.shown)
+		destroy(m);
+}
+
+/* ---- The call -------------------------------------------------------------------------------- */
+
+static int prepare(struct cowsnap_snapshot *snapshot, struct cs_op *op, struct cs_merge **m)
+{
 	struct cowsnap_store *store = snapshot->chain->store;
-	struct cs_merge *m;
 	int rc = state_error(snapshot);
 
 	if (!rc && (cs_store_records(store) || cs_store_persistent(store)) &&
@@ -387,323 +592,50 @@ int cowsnap_merge_begin(struct cowsnap_snapshot *snapshot)
 		rc = -ENOTSUP;
 	if (rc)
 		return rc;
-	m = create(snapshot);
-	if (!m)
+	*m = create(snapshot);
+	if (!*m)
 		return -ENOMEM;
-	if (!cs_turn_wait(ctx, cs_deadline_ns(DRAIN_NS))) {
-		destroy(m);
-		return -EBUSY;
-	}
-	rc = begin(m);
-	cs_turn_end(ctx);
-	return rc;
-}
-
-/* ---- Moving ---------------------------------------------------------------------------------- */
-
-/* Copies one run whose claim is held and whose others' preimages are saved. */
-static int move(struct cs_merge *m, const struct cowsnap_run *run)
-{
-	struct cowsnap_copy_target target;
-	struct cowsnap_copy copy;
-	struct cs_task task;
-
-	cs_task_init(&task, NULL, NULL);
-	cs_merge_set_copy(m, run, &copy, &target);
-	if (!cs_copier_start(m->origin->handle.ctx->copier, &copy, &task))
-		cs_task_sleep(&task);
-	return target.error;
-}
-
-static int settle_run(struct cs_merge *m, const struct cowsnap_run *run)
-{
-	int rc = cs_bits_set(&m->settled, run->first, run->count);
-
-	if (!rc)
-		cs_merge_count(m, run->count);
-	return rc;
-}
-
-/* What of a claimed run is still to be moved, as runs that lie together. */
-static int move_claimed(struct cs_merge *m, const struct cowsnap_run *claimed)
-{
-	uint64_t end = claimed->first + claimed->count;
-	int rc = 0;
-
-	for (uint64_t chunk = claimed->first; chunk < end && !rc;) {
-		struct cowsnap_run run = {.first = chunk, .count = 1};
-		uint64_t next;
-
-		if (!cs_merge_lookup(m, chunk, &run.location)) {
-			chunk++;
-			continue;
-		}
-		while (chunk + run.count < end && cs_merge_lookup(m, chunk + run.count, &next) &&
-			next == (run.location > COWSNAP_LOCATION_MAX ? run.location
-								     : run.location + run.count))
-			run.count++;
-		rc = move(m, &run);
-		if (!rc)
-			rc = settle_run(m, &run);
-		chunk += run.count;
-	}
-	return rc;
-}
-
-static int with_claim(struct cs_merge *m, uint64_t first, uint64_t count,
-	int (*call)(struct cs_merge *m, const struct cowsnap_run *run))
-{
-	uint64_t end = first + count;
-	int rc = 0;
-
-	while (first < end && !rc) {
-		struct cowsnap_run run;
-
-		rc = cs_merge_claim(m, first, end - first, &run);
-		if (rc)
-			return rc;
-		rc = call(m, &run);
-		cs_merge_unclaim(m, &run);
-		first = run.first + run.count;
-	}
-	return rc;
-}
-
-/* Has what others need of these chunks saved, and holds the bracket open. */
-static int open_bracket(struct cs_merge *m, uint64_t first, uint64_t count, struct cs_op *op)
-{
-	uint32_t shift = cs_merge_shift(m);
-	uint64_t at = first << shift, length = count << shift;
-
-	if (length > m->snapshot->size_bytes - at)
-		length = m->snapshot->size_bytes - at;
-	cs_copier_pace(m->origin->handle.ctx->copier, length);
-	cs_copier_piece_begins(m->origin->handle.ctx->copier);
-	return cs_origin_begin_moving(m->origin, at, length, op);
-}
-
-static void close_bracket(struct cs_merge *m, struct cs_op *op)
-{
-	cs_gate_leave(&m->origin->gate, &op->pass);
-	cs_copier_piece_ends(m->origin->handle.ctx->copier);
-}
-
-static int move_run(struct cs_merge *m, uint64_t first, uint64_t count)
-{
-	struct cs_op op;
-	int rc = open_bracket(m, first, count, &op);
-
-	if (rc) {
-		cs_copier_piece_ends(m->origin->handle.ctx->copier);
-		return rc;
-	}
-	rc = with_claim(m, first, count, move_claimed);
-	close_bracket(m, &op);
-	return rc;
-}
-
-/* How many chunks are moved at once, of @left bytes that the caller wants. */
-static uint64_t at_once(const struct cs_merge *m, uint64_t left)
-{
-	uint64_t chunks = (left < MOVE_BYTES ? left : MOVE_BYTES) >> cs_merge_shift(m);
-
-	if (chunks > MOVE_CHUNKS)
-		return MOVE_CHUNKS;
-	return chunks ? chunks : 1;
-}
-
-/* The next run at or after the cursor; *count 0: there is none. */
-static void next_run(struct cs_merge *m, uint64_t most, uint64_t *first, uint64_t *count)
-{
-	uint64_t end = cs_snapshot_chunks(m->snapshot), locations[64];
-	struct cs_gate *reads = &m->snapshot->chain->store->upper->reads;
-	struct cs_gate_pass pass;
-
-	*count = 0;
-	cs_gate_enter(reads, &pass);
-	while (m->cursor < end && !*count) {
-		unsigned n = cs_window_count(m->cursor, end), skip;
-		uint64_t mask = cs_merge_unmoved(m, m->cursor, n, locations), rest;
-
-		skip = mask ? (unsigned)__builtin_ctzll(mask) : n;
-		m->cursor += skip;
-		if (skip == n)
-			continue;
-		rest = ~(mask >> skip);
-		*first = m->cursor;
-		*count = rest ? (uint64_t)__builtin_ctzll(rest) : 64;
-		if (*count > most)
-			*count = most;
-	}
-	cs_gate_leave(reads, &pass);
-	cs_reclaim_after_reading(m->snapshot->chain->store);
-}
-
-static int step_in_order(struct cs_merge *m, uint64_t left, uint64_t *moved)
-{
-	uint64_t first = 0, count;
-	int rc;
-
-	next_run(m, at_once(m, left), &first, &count);
-	m->moved_all = !count;
-	*moved = count << cs_merge_shift(m);
-	if (!count)
-		return 0;
-	rc = move_run(m, first, count);
-	if (!rc)
-		m->cursor = first + count;
-	return rc;
-}
-
-/* ---- Moving what has records ----------------------------------------------------------------- */
-
-static int claim_all(struct cs_merge *m, const struct cowsnap_run *run, uint64_t *claimed)
-{
-	int rc = 0;
-
-	for (*claimed = 0; *claimed < run->count && !rc;) {
-		struct cowsnap_run got;
-
-		rc = cs_merge_claim(m, run->first + *claimed, run->count - *claimed, &got);
-		if (!rc)
-			*claimed = got.first + got.count - run->first;
-	}
-	return rc;
-}
-
-/* M3 */
-static int move_recorded(struct cs_merge *m, const struct cowsnap_run *run)
-{
-	struct cowsnap_store *store = m->snapshot->chain->store;
-	int rc = move(m, run);
-
-	if (!rc)
-		rc = cs_dev_flush(m->origin->device);
-	if (!rc)
-		rc = cs_store_forget(store, run);
-	if (rc)
-		return rc;
-	rc = settle_run(m, run);
-	/* No record any more, so nobody may write in place: it stays claimed until there is memory
-	 * for the bits. */
-	if (rc)
-		m->forgotten = *run;
-	return rc;
-}
-
-static int settle_forgotten(struct cs_merge *m)
-{
-	int rc = m->forgotten.count ? settle_run(m, &m->forgotten) : 0;
-
-	if (!rc)
-		give_up_forgotten(m);
-	return rc;
-}
-
-static int step_by_records(struct cs_merge *m, uint64_t left, uint64_t *moved)
-{
-	struct cowsnap_run run, held;
-	uint64_t claimed;
-	struct cs_op op;
-	int rc = settle_forgotten(m);
-
-	if (!rc)
-		rc = cs_store_newest(m->snapshot->chain->store, at_once(m, left), &run);
-	if (rc)
-		return rc;
-	m->moved_all = !run.count;
-	*moved = run.count << cs_merge_shift(m);
-	if (!run.count)
-		return 0;
-	if (run.first + run.count > cs_snapshot_chunks(m->snapshot))
-		return -EIO;
-	rc = open_bracket(m, run.first, run.count, &op);
-	if (rc) {
-		cs_copier_piece_ends(m->origin->handle.ctx->copier);
-		return rc;
-	}
-	rc = claim_all(m, &run, &claimed);
-	if (!rc)
-		rc = move_recorded(m, &run);
-	held = (struct cowsnap_run){.first = run.first, .count = claimed};
-	if (claimed && !m->forgotten.count)
-		cs_merge_unclaim(m, &held);
-	close_bracket(m, &op);
-	wake_waiting(m);
-	return rc;
-}
-
-/* ---- The end --------------------------------------------------------------------------------- */
-
-/* All is moved. */
-static int finish(struct cs_merge *m)
-{
-	struct cowsnap_snapshot *s = m->snapshot;
-	struct cowsnap_ctx *ctx = s->chain->ctx;
-	int rc = 0;
-
-	/* What was moved without records must be durable before the snapshot goes. */
-	if (!m->records)
-		rc = cs_dev_flush(m->origin->device);
-	if (rc)
-		return rc;
-	if (!cs_turn_wait(ctx, UINT64_MAX))
-		return -EBUSY;
-	if (!m->dropped)
-		rc = cs_snapshot_end(s, true, true);
-	m->dropped |= !rc;
-	if (!rc)
-		rc = retire(m);
-	if (!rc) {
-		drain(m->origin, UINT64_MAX);
-		set_merging(s, false);
-	}
-	cs_turn_end(ctx);
-	if (rc)
-		return rc;
-	cs_origin_lost_one(m->origin);
-	cs_event_snapshot(s, COWSNAP_EVENT_MERGED, 0);
+	(*m)->begin.op = op;
+	(*m)->begin.step = await_turn;
 	return 0;
 }
 
-static int run_until(struct cs_merge *m, uint64_t max_bytes)
+int cowsnap_merge_begin(struct cowsnap_snapshot *snapshot)
 {
-	uint64_t done = 0, moved;
-	int rc = 0;
+	struct cs_merge *m;
+	struct cs_op op;
+	int rc = prepare(snapshot, &op, &m);
 
-	while (!rc && !m->moved_all && done < max_bytes) {
-		uint64_t left = max_bytes - done;
-
-		rc = m->records ? step_by_records(m, left, &moved) : step_in_order(m, left, &moved);
-		done += moved;
-	}
 	if (rc)
 		return rc;
-	if (!m->moved_all)
-		return 1;
-	return finish(m);
+	cs_op_init(&op, NULL, NULL, NULL, NULL);
+	op.turn.record = m;
+	while (run_begin(&op) == CS_PARK)
+		cs_task_sleep(&op.task);
+	release_begin(&op);
+	return op.error;
 }
 
-int cowsnap_merge_run(struct cowsnap_snapshot *snapshot, uint64_t max_bytes)
+static const struct cs_op_kind begin_kind = {.go_on = run_begin, .release = release_begin};
+
+int cowsnap_merge_begin_async(struct cowsnap_snapshot *snapshot, struct cowsnap_queue *queue,
+	struct cowsnap_op *host_op, cowsnap_done *done, void *user)
 {
-	struct cs_merge *m = cs_origin_merge(snapshot->chain->origin);
-	int rc;
+	struct cs_op *op = cs_op_of(host_op);
+	struct cowsnap_queue *to;
+	struct cs_merge *m;
+	int rc = cs_workers_route(snapshot->chain->ctx, queue, done, &to);
 
-	if (!m || m->snapshot != snapshot)
-		return -EINVAL;
-	/* Acquire: what the last who ran it did; pairs with the release below. */
-	if (atomic_exchange_explicit(&m->running, true, memory_order_acquire))
-		return -EALREADY;
-	atomic_store_explicit(&m->error, 0, memory_order_relaxed);
-	rc = run_until(m, max_bytes);
-	if (rc < 0) {
-		atomic_store_explicit(&m->error, rc, memory_order_relaxed);
-		cs_event_snapshot(snapshot, COWSNAP_EVENT_MERGE_FAILED, rc);
-	}
-	/* Release: pairs with cowsnap_merge_run. */
-	atomic_store_explicit(&m->running, false, memory_order_release);
-	return rc;
+	if (!rc)
+		rc = prepare(snapshot, op, &m);
+	if (rc)
+		return rc;
+	cs_op_init(op, to, &begin_kind, done, user);
+	op->turn.record = m;
+	return queue ? cs_op_start(op) : cs_op_post(op);
 }
+
+/* ---- The end --------------------------------------------------------------------------------- */
 
 /* The host ends, and leaves the rest of the merge to the next start. Nobody runs it any more. */
 static int leave(struct cowsnap_snapshot *s)
@@ -714,18 +646,21 @@ static int leave(struct cowsnap_snapshot *s)
 
 	if (!m || m->snapshot != s)
 		return -EBUSY; /* it is about to begin, or to end */
-	/* Acquire: pairs with cowsnap_merge_run. */
+	/* Acquire: pairs with finish. */
 	if (atomic_exchange_explicit(&m->running, true, memory_order_acquire))
 		return -EBUSY;
 	if (cs_turn_wait(ctx, UINT64_MAX)) {
-		rc = retire(m);
+		/* It may have been given up before it was ready. */
+		if (cs_origin_merge(m->origin) == m && is_ready(m))
+			rc = cs_merge_retire(m);
 		if (!rc) {
 			give_up_forgotten(m);
-			drain(m->origin, UINT64_MAX);
+			drain(m->origin);
+			cs_merge_empty(m);
 		}
 		cs_turn_end(ctx);
 	}
-	/* Release: pairs with cowsnap_merge_run. */
+	/* Release: pairs with begin. */
 	if (rc)
 		atomic_store_explicit(&m->running, false, memory_order_release);
 	return rc;
@@ -738,7 +673,7 @@ int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot)
 
 	if (!cs_store_persistent(snapshot->chain->store))
 		return -ENOTSUP;
-	/* Acquire: pairs with set_merging. */
+	/* Acquire: pairs with cs_merge_set_merging. */
 	merging = atomic_load_explicit(&snapshot->state, memory_order_acquire) ==
 		  COWSNAP_SNAPSHOT_MERGING;
 	if (merging)
@@ -746,7 +681,7 @@ int cowsnap_snapshot_deactivate(struct cowsnap_snapshot *snapshot)
 	if (!rc)
 		rc = cs_snapshot_end(snapshot, false, merging);
 	if (!rc && merging)
-		set_merging(snapshot, false);
+		cs_merge_set_merging(snapshot, false);
 	if (!rc)
 		cs_origin_lost_one(snapshot->chain->origin);
 	return rc;
@@ -764,6 +699,9 @@ int cowsnap_merge_info(
 	if (m && m->snapshot == snapshot) {
 		info.total_bytes = m->total_bytes;
 		info.moved_bytes = atomic_load_explicit(&m->moved_bytes, memory_order_relaxed);
+		/* What was saved for others since it began, and overwritten, is counted too. */
+		if (info.moved_bytes > info.total_bytes)
+			info.moved_bytes = info.total_bytes;
 		info.error = atomic_load_explicit(&m->error, memory_order_relaxed);
 		info.running = atomic_load_explicit(&m->running, memory_order_relaxed);
 	} else {

@@ -7,6 +7,8 @@
 
 #include "origin.h"
 
+#define CS_MERGE_BATCH 256u /* runs that are moved together where there are records */
+
 struct cs_merge {
 	struct cowsnap_snapshot *snapshot;
 	struct cowsnap_origin *origin;
@@ -14,18 +16,27 @@ struct cs_merge {
 	bool records;           /* its store's */
 	atomic_bool ready;      /* the brackets of before have ended */
 	atomic_bool ended;      /* brackets that wait for it go on without */
+	atomic_bool moved;      /* all is: what the maps get from now on is nobody's to move */
 	struct cs_heads *spare; /* for those without it; under ctx->admin */
 	struct cs_bits settled;
 	struct cowsnap_map busy; /* claims of those who settle a chunk, or write it in place */
 	struct cs_mutex lock;
 	struct cs_waitlist waiting; /* brackets: for it to be ready, or to move on; under lock */
+	/* Of who begins it. */
+	struct {
+		struct cs_op *op;
+		enum cs_step (*step)(struct cs_merge *m);
+		uint64_t deadline_ns;
+		bool shown; /* it is, or was, the origin's */
+	} begin;
 	/* Of who runs it. */
 	atomic_bool running;
-	struct cowsnap_run forgotten; /* whose records are gone, but not settled */
-	bool moved_all;
-	bool dropped;    /* the snapshot */
-	uint64_t cursor; /* chunk */
-	uint64_t total_bytes;
+	/* Whose records are gone, and which are not settled for want of memory: still claimed. */
+	struct cowsnap_run forgotten[CS_MERGE_BATCH];
+	size_t forgotten_count;
+	bool dropped;         /* the snapshot */
+	uint64_t cursor;      /* chunk */
+	uint64_t total_bytes; /* under ctx->admin until it is ready */
 	_Atomic uint64_t moved_bytes;
 	_Atomic int error;
 };
@@ -48,18 +59,41 @@ static inline bool cs_merge_is_ready(const struct cs_merge *m)
 	       atomic_load_explicit(&m->ended, memory_order_acquire);
 }
 
-/* What the copy of a run is, from where the snapshot has it. */
+/* Where a run is copied to, from where the snapshot has it; zeroes have no source. */
+void cs_merge_set_target(const struct cs_merge *m, const struct cowsnap_run *run,
+	struct cowsnap_copy_target *target);
+/* The same for a copy of one run. */
 void cs_merge_set_copy(const struct cs_merge *m, const struct cowsnap_run *run,
 	struct cowsnap_copy *copy, struct cowsnap_copy_target *target);
 /* So many chunks were moved. */
 void cs_merge_count(struct cs_merge *m, uint64_t chunks);
+/* The origin has these claimed chunks. Returns: 0, -ENOMEM. */
+int cs_merge_settle(struct cs_merge *m, const struct cowsnap_run *run);
+/* The same of chunks of one group of 64: bit i of @mask is @first + i. */
+int cs_merge_settle_mask(struct cs_merge *m, uint64_t first, uint64_t mask);
+/* The same of chunks that were overwritten: of these not all had to be moved. */
+int cs_merge_settle_over(struct cs_merge *m, const struct cowsnap_run *run);
+/* Is there something in the range that others need before it is overwritten? @heads: NULL: none. */
+bool cs_merge_others_need(const struct cs_heads *heads, uint64_t offset, uint64_t length);
+/* It has moved on: brackets that wait for it look again. */
+void cs_merge_wake_waiting(struct cs_merge *m);
+
+/* M2. Returns: 0, or what became of the snapshot. */
+int cs_merge_set_merging(struct cowsnap_snapshot *snapshot, bool merging);
+/* Brackets go on without it, and it goes when the origin does: who entered with it may still be
+ * inside, so the caller drains before he gives up M2. With the turn. Returns: 0; -EBUSY (no
+ * generation is free), -ENOMEM. */
+int cs_merge_retire(struct cs_merge *m);
+/* Frees what grows with the volume. It was retired, and all who were inside have left. */
+void cs_merge_empty(struct cs_merge *m);
 
 extern const struct cs_merge_ops cs_merge_ops;
 
-/* For a thread that waits: until it is ready, or has ended. */
-void cs_merge_await_ready(struct cs_merge *m);
-/* For a thread that waits: claims the first part of a run of chunks. Returns: 0, -ENOMEM. */
-int cs_merge_claim(struct cs_merge *m, uint64_t first, uint64_t count, struct cowsnap_run *run);
+/* Returns: false if it is ready, or has ended. True: @waiter will be woken, once, when it has moved
+ * on; then look again. */
+bool cs_merge_await_ready(struct cs_merge *m, struct cs_waiter *waiter);
+/* Waits no longer. Returns: false if the wake has come or is on its way. */
+bool cs_merge_forsake(struct cs_merge *m, struct cs_waiter *waiter);
 static inline void cs_merge_unclaim(struct cs_merge *m, const struct cowsnap_run *run)
 {
 	cowsnap_map_abort(&m->busy, run);

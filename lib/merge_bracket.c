@@ -6,46 +6,28 @@
  */
 #include "merge.h"
 
-void cs_merge_await_ready(struct cs_merge *m)
+bool cs_merge_await_ready(struct cs_merge *m, struct cs_waiter *waiter)
 {
-	struct cs_task task;
+	bool waits;
 
-	while (!cs_merge_is_ready(m)) {
-		bool waits;
-
-		cs_task_init(&task, NULL, NULL);
-		cs_mutex_lock(&m->lock);
-		waits = !cs_merge_is_ready(m);
-		if (waits)
-			cs_waitlist_add(&m->waiting, &task.waiter);
-		cs_mutex_unlock(&m->lock);
-		if (waits)
-			cs_task_sleep(&task);
-	}
+	if (cs_merge_is_ready(m))
+		return false;
+	cs_mutex_lock(&m->lock);
+	waits = !cs_merge_is_ready(m);
+	if (waits)
+		cs_waitlist_add(&m->waiting, waiter);
+	cs_mutex_unlock(&m->lock);
+	return waits;
 }
 
-struct busy_wait {
-	struct cowsnap_map_waiter waiter;
-	struct cs_event woken;
-};
-
-static void busy_woken(struct cowsnap_map_waiter *waiter)
+bool cs_merge_forsake(struct cs_merge *m, struct cs_waiter *waiter)
 {
-	cs_event_set(&cs_container_of(waiter, struct busy_wait, waiter)->woken);
-}
+	bool waited;
 
-int cs_merge_claim(struct cs_merge *m, uint64_t first, uint64_t count, struct cowsnap_run *run)
-{
-	int rc;
-
-	while ((rc = cowsnap_map_claim(&m->busy, first, count, run)) == COWSNAP_CLAIM_BUSY) {
-		struct busy_wait wait = {.waiter.wake = busy_woken};
-
-		cs_event_init(&wait.woken);
-		if (!cowsnap_map_wait(&m->busy, run->first, &wait.waiter))
-			cs_event_wait(&wait.woken);
-	}
-	return rc < 0 ? rc : 0;
+	cs_mutex_lock(&m->lock);
+	waited = cs_waitlist_remove(&m->waiting, waiter);
+	cs_mutex_unlock(&m->lock);
+	return waited;
 }
 
 static struct cs_merge *merge_of(const struct cs_save *save)
@@ -56,13 +38,8 @@ static struct cs_merge *merge_of(const struct cs_save *save)
 static void abandon_wait(struct cs_op *op)
 {
 	struct cs_save *save = op->turn.record;
-	struct cs_merge *m = merge_of(save);
-	bool waited;
 
-	cs_mutex_lock(&m->lock);
-	waited = cs_waitlist_remove(&m->waiting, &op->task.waiter);
-	cs_mutex_unlock(&m->lock);
-	if (waited)
+	if (cs_merge_forsake(merge_of(save), &op->task.waiter))
 		cs_save_abandoned(save);
 }
 
@@ -78,6 +55,9 @@ static enum cs_step wait_for_merge(struct cs_save *save, uint64_t chunk, bool re
 	struct cs_merge *m = merge_of(save);
 	bool parks;
 
+	/* Cancelled while it did something that is not abandoned: nobody would wake it. */
+	if (save->op->cancelled)
+		return cs_save_fail(save, -ECANCELED);
 	save->step = look_again;
 	save->op->abandon = abandon_wait;
 	cs_mutex_lock(&m->lock);
@@ -198,7 +178,7 @@ static enum cs_step settle(struct cs_save *save)
 
 static bool taken_back(const struct cs_merge *m)
 {
-	/* Acquire: the new heads; pairs with retire. */
+	/* Acquire: the new heads; pairs with cs_merge_retire. */
 	return atomic_load_explicit(&m->ended, memory_order_acquire) &&
 	       !atomic_load_explicit(&m->ready, memory_order_relaxed);
 }

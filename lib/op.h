@@ -10,6 +10,7 @@
 #include "queue.h"
 
 struct cs_op;
+struct cs_origin_io;
 
 /* What kinds of operations have of their own. All run on the queue's thread. */
 struct cs_op_kind {
@@ -41,6 +42,7 @@ struct cs_op {
 	union {
 		void *buffer;                            /* of a read */
 		const struct cowsnap_preimage *preimage; /* of a bracket */
+		struct cs_origin_io *io;                 /* of the volume's own */
 	};
 	int error;
 	/* Of a parked operation that can be cancelled: takes its waiter out and ends it with

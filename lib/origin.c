@@ -256,6 +256,15 @@ static __attribute__((noinline)) bool done_or_changed(
 	return true;
 }
 
+/* The usual case, without a stack frame: it was not written since the take. */
+static __attribute__((noinline)) bool done_outside_map(
+	const struct cowsnap_snapshot *s, uint64_t chunk, uint64_t end)
+{
+	if (cs_likely(!cs_bits_any(&s->changed) && end <= cs_snapshot_chunks(s)))
+		return false;
+	return done_or_changed(s, chunk, end);
+}
+
 bool cs_head_done(const struct cs_head *head, uint64_t offset, uint64_t length)
 {
 	uint32_t shift = head->chain->store->chunk_shift;
@@ -263,7 +272,7 @@ bool cs_head_done(const struct cs_head *head, uint64_t offset, uint64_t length)
 	uint64_t last = (offset + length - 1) >> shift;
 
 	return cowsnap_map_done(&head->newest->map, first, last - first + 1) ||
-	       done_or_changed(head->newest, first, last + 1);
+	       done_outside_map(head->newest, first, last + 1);
 }
 
 bool cs_heads_done(const struct cs_heads *heads, uint64_t offset, uint64_t length)
@@ -319,13 +328,8 @@ static const struct cowsnap_preimage *origin_preimage(const struct cowsnap_origi
 static void begin_save(struct cs_save *save, struct cs_op *op, struct cs_heads *heads,
 	const struct cowsnap_preimage *preimage, enum cs_step (*step)(struct cs_save *save))
 {
-	save->op = op;
+	cs_save_init(save, op, heads, step);
 	save->preimage = preimage ? preimage : origin_preimage(op->origin);
-	save->heads = heads;
-	save->moving = false;
-	save->step = step;
-	save->no_write = false;
-	memset(&save->trouble, 0, sizeof(save->trouble));
 	cs_stats_add(op->origin->stats, CS_STAT_SLOW_WRITES, 1);
 }
 
@@ -338,28 +342,6 @@ static int save_and_wait(struct cs_op *op, struct cs_heads *heads, uint64_t offs
 	op->offset = offset;
 	op->length = length;
 	begin_save(&save, op, heads, preimage, cs_save_look);
-	while (cs_save_run(&save) == CS_PARK)
-		cs_task_sleep(&op->task);
-	return op->error;
-}
-
-int cs_origin_begin_moving(
-	struct cowsnap_origin *origin, uint64_t offset, uint64_t length, struct cs_op *op)
-{
-	struct cs_heads *heads;
-	struct cs_save save;
-
-	op->origin = origin;
-	cs_gate_enter(&origin->gate, &op->pass);
-	heads = cs_origin_heads(origin, op->pass.slot);
-	if (!heads)
-		return 0;
-	cs_op_init(op, NULL, NULL, NULL, NULL);
-	op->offset = offset;
-	op->length = length;
-	begin_save(&save, op, heads, NULL, cs_save_look);
-	save.moving = true;
-	save.preimage = NULL; /* the host knows the volume, and this is the device */
 	while (cs_save_run(&save) == CS_PARK)
 		cs_task_sleep(&op->task);
 	return op->error;
@@ -394,6 +376,15 @@ int cowsnap_write_begin(struct cowsnap_origin *origin, enum cowsnap_write_kind k
 	return cs_likely(!heads) ? 0 : save_and_wait(op, heads, offset, length, NULL);
 }
 
+bool cs_origin_begin_write(struct cs_op *op, struct cs_save *save)
+{
+	struct cs_heads *heads = enter(op->origin, op, op->offset, op->length);
+
+	if (heads)
+		begin_save(save, op, heads, NULL, cs_save_look);
+	return !heads;
+}
+
 void cowsnap_write_end(struct cowsnap_op *host_op)
 {
 	struct cs_op *op = cs_op_of(host_op);
@@ -403,25 +394,40 @@ void cowsnap_write_end(struct cowsnap_op *host_op)
 
 /* ---- The bracket in a queue ------------------------------------------------------------------ */
 
+void cs_origin_comes(struct cowsnap_origin *origin)
+{
+	atomic_fetch_add_explicit(&origin->outside, 1, memory_order_relaxed);
+}
+
 /* Out of the gate, without the origin being closed meanwhile. */
 static void leave_for_now(struct cs_op *op)
 {
-	atomic_fetch_add_explicit(&op->origin->outside, 1, memory_order_relaxed);
+	cs_origin_comes(op->origin);
 	cs_gate_cancel(&op->origin->gate, &op->pass);
 }
 
 /* It is in the gate now, or has ended. */
-static void not_outside(struct cs_op *op)
+static void not_outside(struct cowsnap_origin *origin)
 {
 	/* Release: the gate says the rest; pairs with in_use. */
-	atomic_fetch_sub_explicit(&op->origin->outside, 1, memory_order_release);
+	atomic_fetch_sub_explicit(&origin->outside, 1, memory_order_release);
+}
+
+/* It is not in the gate, and never will be. Who waits for all of them looks when one leaves. */
+void cs_origin_gone(struct cowsnap_origin *origin)
+{
+	struct cs_gate_pass pass;
+
+	cs_gate_enter(&origin->gate, &pass);
+	not_outside(origin);
+	cs_gate_cancel(&origin->gate, &pass);
 }
 
 static enum cs_step enter_again(struct cs_save *save)
 {
 	enum cs_step step = cs_save_enter(save);
 
-	not_outside(save->op);
+	not_outside(save->op->origin);
 	return step;
 }
 
@@ -435,12 +441,9 @@ static enum cs_step run_record(struct cs_op *op)
 	return cs_save_run(op->turn.record);
 }
 
-/* It has not come to the gate, and never will. Who waits for all of them looks when one leaves. */
 static void forsaken(struct cs_op *op)
 {
-	cs_gate_enter(&op->origin->gate, &op->pass);
-	not_outside(op);
-	cs_gate_cancel(&op->origin->gate, &op->pass);
+	cs_origin_gone(op->origin);
 }
 
 static const struct cs_op_kind bracket = {

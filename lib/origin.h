@@ -6,6 +6,8 @@
 #ifndef CS_ORIGIN_H
 #define CS_ORIGIN_H
 
+#include <errno.h>
+
 #include "chain.h"
 #include "copier.h"
 #include "dev.h"
@@ -56,7 +58,7 @@ struct cowsnap_origin {
 	struct cs_gate gate;              /* brackets; switches at ctx->epoch */
 	struct cs_flow copies;            /* of its writers; in ctx->copier */
 	struct cs_stats *stats;
-	_Atomic uint32_t outside;    /* operations of queues that left the gate to come again */
+	_Atomic uint32_t outside;    /* operations of queues that may come to the gate */
 	struct cowsnap_origin *next; /* open ones of the context; under ctx->admin */
 };
 
@@ -119,6 +121,7 @@ struct cs_trouble {
 
 #define CS_SAVE_JOBS    32u
 #define CS_SAVE_COMMITS 8u
+#define CS_SAVE_GIFTS   8u
 
 /* A run of chunks that lies together in origin and store. */
 struct cs_save_job {
@@ -131,6 +134,13 @@ struct cs_save_job {
 };
 
 struct cs_save;
+
+/* A write of what the host gave, for one job. */
+struct cs_save_gift {
+	struct cowsnap_io io;
+	struct cs_save *save;
+	size_t job;
+};
 
 /* One commit of a round. */
 struct cs_save_commit {
@@ -151,11 +161,10 @@ struct cs_save {
 	struct cs_credit credit;
 	const struct cowsnap_preimage *preimage; /* NULL: nobody is asked */
 	/* Of a round. */
-	bool moving;   /* for a merge, which knows what it does */
-	bool copy_ran; /* something was read */
-	size_t giving; /* the next job to look at */
-	struct cowsnap_io io;
-	int result;                                  /* of the request */
+	bool moving;                                 /* for a merge, which knows what it does */
+	bool copy_ran;                               /* something was read */
+	size_t giving;                               /* the next job to look at */
+	uint32_t idle_gifts;                         /* a bit each */
 	enum cs_step (*given)(struct cs_save *save); /* the step after */
 	uint64_t began_ns;
 	uint64_t budget; /* credits not yet spent */
@@ -170,12 +179,21 @@ struct cs_save {
 	struct cowsnap_run run[CS_SAVE_JOBS];
 	_Atomic uint32_t commits_open;
 	struct cs_save_commit commits[CS_SAVE_COMMITS];
+	struct cs_save_gift gift[CS_SAVE_GIFTS];
 };
 
-/* A bracket of a merge: as cowsnap_write_begin(), but the merge is not asked. */
-int cs_origin_begin_moving(
-	struct cowsnap_origin *origin, uint64_t offset, uint64_t length, struct cs_op *op);
+/* Begins the bracket of @op, which has its origin and range. Returns: true: it is open. False:
+ * @save was set up to be run. */
+bool cs_origin_begin_write(struct cs_op *op, struct cs_save *save);
+/* An operation of a queue begins that is in the gate and out of it again. @origin is not closed
+ * before it has gone. */
+void cs_origin_comes(struct cowsnap_origin *origin);
+void cs_origin_gone(struct cowsnap_origin *origin);
 
+/* One that begins with @step; no bracket of the host's, and nothing is asked of it. @op has its
+ * range. */
+void cs_save_init(struct cs_save *save, struct cs_op *op, struct cs_heads *heads,
+	enum cs_step (*step)(struct cs_save *save));
 /* Goes on until it parks or is done: then op->error is 0 and the bracket is open, or an error and
  * the gate was left. */
 enum cs_step cs_save_run(struct cs_save *save);
@@ -205,25 +223,58 @@ void cs_save_note_trouble(
 	struct cs_save *save, const struct cs_head *head, uint64_t chunk, int reason);
 void cs_save_note_busy(struct cs_save *save, const struct cs_head *head, uint64_t chunk);
 /* The chunks of the range: from *chunk on, before *end. */
-void cs_save_range(
-	const struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t *end);
+static inline void cs_save_range(
+	const struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t *end)
+{
+	uint32_t shift = head->chain->store->chunk_shift;
+
+	*chunk = save->op->offset >> shift;
+	*end = ((save->op->offset + save->op->length - 1) >> shift) + 1;
+	/* The origin may have grown since. */
+	if (*end > cs_snapshot_chunks(head->newest))
+		*end = cs_snapshot_chunks(head->newest);
+	if (*chunk > *end)
+		*chunk = *end;
+}
+
 /* Does anybody need a chunk that the newest map has not got? */
 bool cs_save_needed(const struct cs_head *head, uint64_t chunk);
 /* Goes to the next chunk of [*chunk, end) that somebody needs and that is not done, and records
  * those that nobody needs on the way. Returns: how many chunks follow without one of these; 0 at
  * the end, or in trouble. */
-uint64_t cs_save_needed_run(
+uint64_t cs_save_find_needed(
 	struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t end);
+
+static inline uint64_t cs_save_needed_run(
+	struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t end)
+{
+	if (cs_likely(cs_snapshot_plain(head->newest)))
+		return end - *chunk;
+	return cs_save_find_needed(save, head, chunk, end);
+}
+
 /* Chunks that nobody needs (C5): bit i of @mask is @first + i, all in one group of 64. */
 void cs_save_record(
 	struct cs_save *save, const struct cs_head *head, uint64_t first, uint64_t mask);
-/* Is the range done when those chunks are recorded that nobody needs? Needs no credits. */
-bool cs_save_nothing_needed(struct cs_save *save);
 
 static inline bool cs_save_chain_counts(const struct cs_chain *chain)
 {
 	/* Relaxed: who misses the end of the last snapshot copies once too often. */
 	return atomic_load_explicit(&chain->live, memory_order_relaxed);
+}
+
+/* Is the range done when those chunks are recorded that nobody needs? Needs no credits. */
+bool cs_save_record_unneeded(struct cs_save *save);
+
+static inline bool cs_save_nothing_needed(struct cs_save *save)
+{
+	const struct cs_head *first = save->heads->head;
+
+	/* The usual case: whatever it lacks is needed. */
+	if (cs_likely(save->heads->count && cs_save_chain_counts(first->chain) &&
+		      cs_snapshot_plain(first->newest)))
+		return false;
+	return cs_save_record_unneeded(save);
 }
 
 /* A chunk could not be saved: wait, ask, give up snapshots or the write, as their takers chose. No
@@ -272,10 +323,21 @@ bool cs_reclaim_locked_store(struct cowsnap_store *store, uint64_t *max_chunks)
 /* The same for a writer that finds the store full: a bounded step; waits for a thread that is at
  * it, which never waits for a writer. Returns: is it worth looking for space again? */
 bool cs_reclaim_for_space(struct cowsnap_store *store);
+/* The same again and again, but not for ever, until there is space, which it takes. */
+int cs_reclaim_make_space(
+	struct cowsnap_store *store, uint64_t want, struct cowsnap_run *run, bool *low_water);
 /* Space for a run, if need be from what dropped snapshots left. Not for ever: others may be as
  * quick to use what was freed, and the caller holds a claim. Returns: as cs_store_alloc(). */
-int cs_reclaim_get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
-	struct cowsnap_run *run, bool *low_water);
+static inline int cs_reclaim_get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
+	struct cowsnap_run *run, bool *low_water)
+{
+	int rc = cs_store_alloc(store, want->count, &run->location, &run->count, low_water);
+
+	run->first = want->first;
+	if (cs_likely(rc != -ENOSPC))
+		return rc;
+	return cs_reclaim_make_space(store, want->count, run, low_water);
+}
 
 /* @snapshot has released chunks @first to @end - 1: gives back what nobody else needs. */
 void cs_reclaim_released(struct cowsnap_snapshot *snapshot, uint64_t first, uint64_t end);

@@ -5,258 +5,281 @@
  *
  * Without a merge a read is one of the device, and a write a bracket around one. During a merge a
  * chunk that is not settled is where the snapshot has it. Of a store with records it is written
- * there, in place: see merge.c.
+ * there, in place: see merge.c. Else a write of all of it settles it, and only a part of it has it
+ * moved first.
+ *
+ * Each goes on in steps, a caller that waits through the same ones as an event loop:
+ *
+ *   enter    the gate; if that generation has a merge, wait until it is ready
+ *   read     origin_io_read.c
+ *   write    origin_io_write.c
+ *   flush    with records the store, then the origin
+ *
+ * One in a queue brings a record of its own: it holds gates and claims over I/O, and must not wait
+ * for a record of the queue meanwhile.
  *
  * Invariants: M1 and M4 of merge.c. A read needs no second look: a chunk that is settled meanwhile
  * held the same in both places when the read began, and what is written to it later is written
  * beside this read.
  *
- * Locking: none. Failure: what was done before an error stays done.
+ * Locking: none. Failure: what was done before an error, or being cancelled, stays done.
  */
+#include "origin_io.h"
+
 #include <errno.h>
-#include <string.h>
 
-#include "merge.h"
+#include "alloc.h"
+#include "workers.h"
 
-static void leave(struct cowsnap_origin *origin, const struct cs_gate_pass *pass)
-{
-	cs_gate_cancel(&origin->gate, pass);
-}
-
-/* Enters as a bracket does. Returns: the merge of that generation, which is ready; NULL: none. One
- * that was taken back meanwhile says nothing of where the content is: the next generation does. */
-static struct cs_merge *enter(struct cowsnap_origin *origin, struct cs_gate_pass *pass)
-{
-	for (;;) {
-		struct cs_heads *heads;
-		struct cs_merge *m;
-
-		cs_gate_enter(&origin->gate, pass);
-		heads = cs_origin_heads(origin, pass->slot);
-		m = heads ? heads->merge : NULL;
-		if (!m)
-			return NULL;
-		cs_merge_await_ready(m);
-		/* Of one that was ready all is settled, or its host ends: then it stays true of
-		 * this generation. */
-		/* Acquire: pairs with set_ready. */
-		if (atomic_load_explicit(&m->ready, memory_order_acquire))
-			return m;
-		leave(origin, pass);
-	}
-}
-
-static int check(const struct cowsnap_origin *origin, uint64_t offset, uint64_t length)
+int cs_origin_io_check(const struct cowsnap_origin *origin, uint64_t offset, uint64_t length)
 {
 	if (cs_handle_closed(&origin->handle))
 		return -EBADF;
 	return cs_range_check(offset, length, cs_origin_size(origin));
 }
 
-/* ---- Reading --------------------------------------------------------------------------------- */
+/* ---- Entering -------------------------------------------------------------------------------- */
 
-/* One part of a range that lies together. */
-struct part {
-	uint64_t offset;
-	uint64_t length;
-	bool unmoved;
-	uint64_t location; /* then */
-};
-
-/* The first part of [offset, end), within one window. */
-static struct part first_part(const struct cs_merge *m, uint64_t offset, uint64_t end)
+void cs_origin_io_leave(struct cs_origin_io *io)
 {
-	uint32_t shift = cs_merge_shift(m);
-	uint64_t chunk = offset >> shift, last = ((end - 1) >> shift) + 1, locations[64], stop;
-	uint64_t chunks = cs_snapshot_chunks(m->snapshot), mask = 0, rest;
-	unsigned count = cs_window_count(chunk, last), n = 1;
-	struct part part = {.offset = offset};
-
-	/* What lies behind the snapshot's end is the origin's. */
-	if (chunk < chunks)
-		mask = cs_merge_unmoved(m, chunk,
-			chunks - chunk < count ? (unsigned)(chunks - chunk) : count, locations);
-	part.unmoved = mask & 1;
-	part.location = part.unmoved ? locations[0] : 0;
-	rest = part.unmoved ? ~mask : mask;
-	while (n < count && !(rest >> n & 1) &&
-		(!part.unmoved ||
-			locations[n] == (part.location > COWSNAP_LOCATION_MAX ? part.location
-									      : part.location + n)))
-		n++;
-	stop = (chunk + n) << shift;
-	part.length = (stop < end ? stop : end) - offset;
-	return part;
+	if (io->inside)
+		cs_gate_cancel(&io->origin->gate, &io->pass);
+	io->inside = false;
 }
 
-static int read_part(const struct cs_merge *m, const struct part *part, char *to)
-{
-	uint32_t shift = cs_merge_shift(m);
-	uint64_t inside = part->offset & ((UINT64_C(1) << shift) - 1);
+static enum cs_step enter(struct cs_origin_io *io);
 
-	if (!part->unmoved)
-		return cs_dev_read(m->origin->device, to, part->offset, part->length);
-	if (part->location == COWSNAP_LOCATION_ZERO) {
-		memset(to, 0, part->length);
-		return 0;
+static enum cs_step is_ready(struct cs_origin_io *io)
+{
+	struct cs_merge *m = io->merge;
+
+	io->op->abandon = NULL;
+	if (io->op->cancelled)
+		return cs_origin_io_end(io, -ECANCELED);
+	/* Of one that was ready all is settled, or its host ends: then it stays true of this
+	 * generation. One that was taken back says nothing of where the content is: the next
+	 * generation does. */
+	/* Acquire: pairs with set_ready. */
+	if (atomic_load_explicit(&m->ready, memory_order_acquire)) {
+		io->step = io->entered;
+		return CS_GO_ON;
 	}
-	return cs_dev_read(m->snapshot->chain->store->device, to,
-		(part->location << shift) + inside, part->length);
+	cs_origin_io_leave(io);
+	io->step = enter;
+	return CS_GO_ON;
 }
 
-static int read_merging(const struct cs_merge *m, char *buffer, uint64_t offset, uint64_t length)
+static void abandon_ready(struct cs_op *op)
 {
-	struct cowsnap_store *store = m->snapshot->chain->store;
-	uint64_t end = offset + length;
-	struct cs_gate_pass pass;
-	int rc = 0;
-
-	cs_gate_enter(&store->upper->reads, &pass);
-	for (uint64_t at = offset; at < end && !rc;) {
-		struct part part = first_part(m, at, end);
-
-		rc = read_part(m, &part, buffer + (at - offset));
-		at += part.length;
-	}
-	cs_gate_leave(&store->upper->reads, &pass);
-	cs_reclaim_after_reading(store);
-	return rc;
+	if (cs_merge_forsake(op->io->merge, &op->task.waiter))
+		cs_op_abandoned(op);
 }
 
-int cowsnap_origin_read(
-	struct cowsnap_origin *origin, void *buffer, uint64_t offset, uint64_t length)
+/* As a bracket does. */
+static enum cs_step enter(struct cs_origin_io *io)
 {
-	struct cs_gate_pass pass;
-	struct cs_merge *m;
-	int rc = check(origin, offset, length);
+	struct cs_heads *heads;
 
-	if (rc)
-		return rc;
-	m = enter(origin, &pass);
-	if (m) {
-		rc = read_merging(m, buffer, offset, length);
-	} else {
-		rc = cs_dev_read(origin->device, buffer, offset, length);
-	}
-	leave(origin, &pass);
-	return rc;
+	if (io->op->cancelled)
+		return cs_origin_io_end(io, -ECANCELED);
+	cs_gate_enter(&io->origin->gate, &io->pass);
+	io->inside = true;
+	heads = cs_origin_heads(io->origin, io->pass.slot);
+	io->merge = heads ? heads->merge : NULL;
+	io->step = io->merge ? is_ready : io->entered;
+	if (!io->merge || !cs_merge_await_ready(io->merge, &io->op->task.waiter))
+		return CS_GO_ON;
+	io->op->abandon = abandon_ready;
+	return CS_PARK;
 }
 
-/* ---- Writing --------------------------------------------------------------------------------- */
-
-static int write_device(struct cowsnap_device *device, enum cowsnap_write_kind kind,
-	const void *buffer, uint64_t offset, uint64_t length)
+void cs_origin_io_init(struct cs_origin_io *io, struct cowsnap_origin *origin, struct cs_op *op,
+	enum cs_step (*entered)(struct cs_origin_io *io))
 {
-	switch (kind) {
-	case COWSNAP_WRITE:
-		return cs_dev_write(device, buffer, offset, length);
-	case COWSNAP_WRITE_ZEROES:
-		return cs_dev_zero(device, offset, length);
-	case COWSNAP_DISCARD:
-		return cs_dev_discard(device, offset, length);
-	}
-	return -EINVAL;
+	op->origin = origin;
+	op->io = io;
+	io->op = op;
+	io->origin = origin;
+	io->step = enter;
+	io->entered = entered;
+	io->inside = false;
+	io->merge = NULL;
+	io->result = 0;
 }
 
-static int write_in_bracket(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
-	const void *buffer, uint64_t offset, uint64_t length)
-{
-	struct cowsnap_op op;
-	int rc = cowsnap_write_begin(origin, kind, offset, length, &op);
+/* ---- Requests -------------------------------------------------------------------------------- */
 
-	if (rc)
-		return rc;
-	rc = write_device(origin->device, kind, buffer, offset, length);
-	cowsnap_write_end(&op);
-	return rc;
+static void requested(struct cowsnap_io *request, int error)
+{
+	struct cs_origin_io *io = cs_container_of(request, struct cs_origin_io, request);
+
+	io->result = error;
+	io->op->task.run(&io->op->task);
 }
 
-/* A part of one chunk, where the snapshot has it, if it still has. */
-static int write_chunk(struct cs_merge *m, enum cowsnap_write_kind kind, const void *buffer,
-	uint64_t offset, uint64_t length)
+enum cs_step cs_origin_io_request(struct cs_origin_io *io, struct cowsnap_device *device,
+	enum cowsnap_io_kind kind, const void *buffer, uint64_t offset, uint64_t length,
+	enum cs_step (*next)(struct cs_origin_io *io))
 {
-	uint32_t shift = cs_merge_shift(m);
-	uint64_t chunk = offset >> shift, location;
-	struct cowsnap_run run;
-	int rc = cs_merge_claim(m, chunk, 1, &run);
+	struct cowsnap_io *request = &io->request;
 
-	if (rc)
-		return rc;
-	if (!cs_merge_lookup(m, chunk, &location)) {
-		cs_merge_unclaim(m, &run);
-		return write_in_bracket(m->origin, kind, buffer, offset, length);
-	}
-	/* What is discarded may read as anything. */
-	if (kind != COWSNAP_DISCARD)
-		rc = write_device(m->snapshot->chain->store->device, kind, buffer,
-			(location << shift) + (offset - (chunk << shift)), length);
-	cs_merge_unclaim(m, &run);
-	return rc;
+	io->step = next;
+	request->kind = kind;
+	request->buffer = (void *)(uintptr_t)buffer;
+	request->offset = offset;
+	request->length = length;
+	request->done = requested;
+	if (cs_origin_io_submits(io))
+		return cs_dev_start(device, io->op->task.queue, request, &io->result) ? CS_GO_ON
+										      : CS_PARK;
+	io->result = cs_dev_call(device, request);
+	return CS_GO_ON;
 }
 
-static int write_merging(struct cs_merge *m, enum cowsnap_write_kind kind, const char *buffer,
-	uint64_t offset, uint64_t length)
+/* ---- Going on -------------------------------------------------------------------------------- */
+
+/* It has ended inside the call that began it; the callback comes in a poll. */
+static enum cs_step ended(struct cs_origin_io *io)
 {
-	uint64_t chunk_bytes = UINT64_C(1) << cs_merge_shift(m), end = offset + length;
-	int rc = 0;
-
-	for (uint64_t at = offset; at < end && !rc;) {
-		uint64_t n = chunk_bytes - at % chunk_bytes;
-
-		n = n < end - at ? n : end - at;
-		rc = write_chunk(m, kind, buffer ? buffer + (at - offset) : NULL, at, n);
-		at += n;
-	}
-	return rc;
+	(void)io;
+	return CS_DONE;
 }
 
-int cowsnap_origin_write(struct cowsnap_origin *origin, enum cowsnap_write_kind kind,
-	const void *buffer, uint64_t offset, uint64_t length)
+enum cs_step cs_origin_io_end(struct cs_origin_io *io, int error)
 {
-	struct cs_gate_pass pass;
-	struct cs_merge *m;
-	int rc = check(origin, offset, length);
+	cs_origin_io_leave(io);
+	io->op->error = error;
+	io->step = ended;
+	return CS_DONE;
+}
 
-	if (!rc && ((unsigned)kind - COWSNAP_WRITE > COWSNAP_WRITE_ZEROES - COWSNAP_WRITE ||
-			   (kind == COWSNAP_WRITE) != (buffer != NULL)))
-		rc = -EINVAL;
-	if (rc)
-		return rc;
-	m = enter(origin, &pass);
-	if (m && m->records) {
-		rc = write_merging(m, kind, buffer, offset, length);
-		leave(origin, &pass);
-		return rc;
-	}
-	leave(origin, &pass);
-	return write_in_bracket(origin, kind, buffer, offset, length);
+enum cs_step cs_origin_io_run(struct cs_origin_io *io)
+{
+	enum cs_step step;
+
+	do
+		step = io->step(io);
+	while (step == CS_GO_ON);
+	return step;
+}
+
+int cs_origin_io_wait(struct cs_origin_io *io)
+{
+	while (cs_origin_io_run(io) == CS_PARK)
+		cs_task_sleep(&io->op->task);
+	return io->op->error;
+}
+
+int cs_origin_io_start(struct cs_origin_io *io, struct cowsnap_queue *queue)
+{
+	cs_origin_comes(io->origin);
+	return queue ? cs_op_start(io->op) : cs_op_post(io->op);
+}
+
+void cs_origin_io_release(struct cs_origin_io *io)
+{
+	cs_origin_io_leave(io);
+	cs_origin_gone(io->origin);
 }
 
 /* ---- Flushing -------------------------------------------------------------------------------- */
 
-static int flush_store(struct cowsnap_store *store)
+static enum cs_step flush_device(struct cs_origin_io *io, struct cowsnap_device *device,
+	enum cs_step (*next)(struct cs_origin_io *io))
 {
-	int rc = cs_store_hold_waiting(store);
+	return cs_origin_io_request(io, device, COWSNAP_IO_FLUSH, NULL, 0, 0, next);
+}
 
-	if (rc)
-		return rc;
-	rc = store->flush ? store->flush(store->user) : cs_dev_flush(store->device);
-	cs_store_unhold(store);
-	return rc;
+static enum cs_step origin_flushed(struct cs_origin_io *io)
+{
+	return cs_origin_io_end(io, io->result);
+}
+
+static enum cs_step store_flushed(struct cs_origin_io *io)
+{
+	if (io->result)
+		return cs_origin_io_end(io, io->result);
+	cs_origin_io_leave(io);
+	return flush_device(io, io->origin->device, origin_flushed);
+}
+
+/* A store that must hear of it has its device flushed at once: others of this thread, who wait in a
+ * call until nobody holds it, could not have a request end. */
+static enum cs_step flush_held(struct cs_origin_io *io)
+{
+	struct cowsnap_store *store = io->merge->snapshot->chain->store;
+	struct cs_task *task = &io->op->task;
+
+	if (io->op->cancelled)
+		return cs_origin_io_end(io, -ECANCELED);
+	if (!task->queue)
+		io->result = cs_store_hold_waiting(store);
+	else if (!cs_store_hold(store, &task->waiter))
+		return CS_PARK;
+	if (!io->result) {
+		io->result = store->flush(store->user);
+		cs_store_unhold(store);
+	}
+	return store_flushed(io);
+}
+
+/* The store first: a chunk that is moved meanwhile comes to the origin before its flush. */
+static enum cs_step flush(struct cs_origin_io *io)
+{
+	struct cowsnap_store *store;
+
+	if (!io->merge || !io->merge->records)
+		return store_flushed(io);
+	store = io->merge->snapshot->chain->store;
+	io->step = flush_held;
+	return store->flush ? CS_GO_ON : flush_device(io, store->device, store_flushed);
 }
 
 int cowsnap_origin_flush(struct cowsnap_origin *origin)
 {
-	struct cs_gate_pass pass;
-	struct cs_merge *m;
-	int rc = 0;
+	struct cs_origin_io io;
+	struct cs_op op;
 
 	if (cs_handle_closed(&origin->handle))
 		return -EBADF;
-	m = enter(origin, &pass);
-	/* The store first: a chunk that is moved meanwhile comes to the origin before its flush. */
-	if (m && m->records)
-		rc = flush_store(m->snapshot->chain->store);
-	leave(origin, &pass);
-	return rc ? rc : cs_dev_flush(origin->device);
+	cs_op_init(&op, NULL, NULL, NULL, NULL);
+	cs_origin_io_init(&io, origin, &op, flush);
+	return cs_origin_io_wait(&io);
+}
+
+static enum cs_step run_op(struct cs_op *op)
+{
+	return cs_origin_io_run(op->io);
+}
+
+static void release_op(struct cs_op *op)
+{
+	struct cs_origin_io *io = op->io;
+	const struct cowsnap_allocator *alloc = cs_origin_io_alloc(io->origin);
+
+	cs_origin_io_release(io);
+	cs_free(alloc, io, sizeof(*io));
+}
+
+static const struct cs_op_kind flush_kind = {.go_on = run_op, .release = release_op};
+
+int cowsnap_origin_flush_async(struct cowsnap_origin *origin, struct cowsnap_queue *queue,
+	struct cowsnap_op *host_op, cowsnap_done *done, void *user)
+{
+	struct cs_op *op = cs_op_of(host_op);
+	struct cs_origin_io *io;
+	struct cowsnap_queue *to;
+	int rc = cs_handle_closed(&origin->handle) ? -EBADF : 0;
+
+	if (!rc)
+		rc = cs_workers_route(origin->handle.ctx, queue, done, &to);
+	if (rc)
+		return rc;
+	io = cs_alloc(cs_origin_io_alloc(origin), sizeof(*io));
+	if (!io)
+		return -ENOMEM;
+	cs_op_init(op, to, &flush_kind, done, user);
+	cs_origin_io_init(io, origin, op, flush);
+	op->turn.record = io;
+	return cs_origin_io_start(io, queue);
 }

@@ -738,17 +738,14 @@ bool cs_reclaim_for_space(struct cowsnap_store *store)
 	return more || cs_store_space_epoch(store) != epoch;
 }
 
-int cs_reclaim_get_space(struct cowsnap_store *store, const struct cowsnap_run *want,
-	struct cowsnap_run *run, bool *low_water)
+int cs_reclaim_make_space(
+	struct cowsnap_store *store, uint64_t want, struct cowsnap_run *run, bool *low_water)
 {
 	int rc = -ENOSPC;
 
-	*run = *want;
-	for (unsigned tries = 0; rc == -ENOSPC && tries < SPACE_TRIES; tries++) {
-		if (tries && !cs_reclaim_for_space(store))
-			break;
-		rc = cs_store_alloc(store, want->count, &run->location, &run->count, low_water);
-	}
+	for (unsigned tries = 1;
+		rc == -ENOSPC && tries < SPACE_TRIES && cs_reclaim_for_space(store); tries++)
+		rc = cs_store_alloc(store, want, &run->location, &run->count, low_water);
 	return rc;
 }
 

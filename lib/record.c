@@ -137,15 +137,13 @@ static uint64_t next_needed(
 	return save->trouble.head ? 0 : count;
 }
 
-uint64_t cs_save_needed_run(
+uint64_t cs_save_find_needed(
 	struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t end)
 {
 	struct cowsnap_store *store = head->chain->store;
 	struct cs_gate_pass pass;
 	uint64_t count;
 
-	if (cs_snapshot_plain(head->newest))
-		return end - *chunk;
 	cs_gate_enter(&store->upper->reads, &pass);
 	count = next_needed(save, head, chunk, end);
 	cs_gate_leave(&store->upper->reads, &pass);
@@ -153,22 +151,7 @@ uint64_t cs_save_needed_run(
 	return count;
 }
 
-void cs_save_range(
-	const struct cs_save *save, const struct cs_head *head, uint64_t *chunk, uint64_t *end)
-{
-	uint32_t shift = head->chain->store->chunk_shift;
-
-	*chunk = save->op->offset >> shift;
-	*end = ((save->op->offset + save->op->length - 1) >> shift) + 1;
-	/* The origin may have grown since. */
-	if (*end > cs_snapshot_chunks(head->newest))
-		*end = cs_snapshot_chunks(head->newest);
-	if (*chunk > *end)
-		*chunk = *end;
-}
-
-/* Is the range done when those chunks are recorded that nobody needs? Needs no credits. */
-bool cs_save_nothing_needed(struct cs_save *save)
+bool cs_save_record_unneeded(struct cs_save *save)
 {
 	save->busy_map = NULL;
 	save->trouble.head = NULL;
@@ -178,9 +161,6 @@ bool cs_save_nothing_needed(struct cs_save *save)
 
 		if (!cs_save_chain_counts(head->chain))
 			continue;
-		/* The usual case: whatever it lacks is needed. */
-		if (cs_likely(cs_snapshot_plain(head->newest)))
-			return false;
 		if (cs_head_done(head, save->op->offset, save->op->length))
 			continue;
 		cs_save_range(save, head, &chunk, &end);

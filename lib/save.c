@@ -239,11 +239,12 @@ static enum cs_step copied(struct cs_save *save)
 static void set_target(struct cs_save *save, size_t i, struct cowsnap_copy_target *target)
 {
 	struct cowsnap_store *store = save->job[i].head->chain->store;
-	uint64_t size = cs_origin_size(save->op->origin);
+	uint64_t size = cs_dev_size(save->op->origin->device);
 	uint64_t from = save->run[i].first << store->chunk_shift;
 	uint64_t length = save->run[i].count << store->chunk_shift;
 
-	/* The last chunk of an origin may be a part of one. */
+	/* The last chunk may be cut off by the end of the device; what lies between that and the
+	 * origin's, which may be shorter, is copied too: a store wants whole blocks. */
 	if (length > size - from)
 		length = size - from;
 	*target = (struct cowsnap_copy_target){.device = store->device,
@@ -432,9 +433,10 @@ static void settle_job(struct cs_save *save, size_t i, struct cs_stats_round *ro
 	round->bytes += run->count << store->chunk_shift;
 	if (job->data)
 		round->given_bytes += run->count << store->chunk_shift;
-	round->zero_chunks += run->location == COWSNAP_LOCATION_ZERO
-				      ? run->count
-				      : (uint64_t)__builtin_popcountll(job->zeroes);
+	if (run->location == COWSNAP_LOCATION_ZERO)
+		round->zero_chunks += run->count;
+	else if (cs_unlikely(job->zeroes))
+		round->zero_chunks += (uint64_t)__builtin_popcountll(job->zeroes);
 	if (in_vain(job->head, run)) {
 		if (run->location <= COWSNAP_LOCATION_MAX)
 			cs_store_free(store, run->location, run->count);
@@ -680,6 +682,18 @@ enum cs_step cs_save_look(struct cs_save *save)
 }
 
 /* ---- Begin and end --------------------------------------------------------------------------- */
+
+void cs_save_init(struct cs_save *save, struct cs_op *op, struct cs_heads *heads,
+	enum cs_step (*step)(struct cs_save *save))
+{
+	save->op = op;
+	save->heads = heads;
+	save->step = step;
+	save->preimage = NULL;
+	save->moving = false;
+	save->no_write = false;
+	memset(&save->trouble, 0, sizeof(save->trouble));
+}
 
 static enum cs_step look_inside(struct cs_save *save)
 {

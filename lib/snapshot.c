@@ -7,7 +7,8 @@
  * read, so afterwards (full fence) they are looked up again: an origin write that could have
  * disturbed the read began only after the publication that this second look sees. What it finds is
  * read from the store instead. Locations stay good meanwhile, because all of this happens inside
- * the store's read gate (C4). At the end the state is looked at once more: what an invalid snapshot
+ * the store's read gate (C4). The state is looked at inside it: one that was dropped before may
+ * lose its maps and bits any time. At the end it is looked at once more: what an invalid snapshot
  * gave is not handed out.
  *
  *   resolve    pieces for as much of the range as there is room for
@@ -183,8 +184,11 @@ static bool read_released(const struct cs_read *r)
 static int resolve(struct cs_read *r)
 {
 	uint64_t locations[LEAF_CHUNKS], last = (r->end - 1) >> r->shift;
+	int state = state_error(r->snapshot);
 
 	r->count = 0;
+	if (state)
+		return state;
 	if (read_released(r))
 		return -ENODATA;
 	for (uint64_t chunk = r->next >> r->shift; chunk <= last;) {
@@ -427,7 +431,8 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	chunk = offset >> shift;
 	last = (offset + limit - 1) >> shift;
 	cs_gate_enter(&chain->store->upper->reads, &pass);
-	if (any_released(snapshot, chunk, chunk + 1))
+	rc = state_error(snapshot);
+	if (!rc && any_released(snapshot, chunk, chunk + 1))
 		rc = -ENODATA;
 	while (!rc && chunk <= last) {
 		unsigned count = window_count(chunk, last), run;

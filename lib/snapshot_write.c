@@ -207,11 +207,17 @@ static enum cs_step run_failed(struct writing *w)
 	return end(w, w->result);
 }
 
-static void publish(struct writing *w)
+/* Where there is one map, it does not say what of it was written. */
+static void note_written(struct writing *w)
 {
 	/* Relaxed: who sees the entry, or asks when the write has returned, sees this. */
 	if (w->map == &w->snapshot->map)
 		atomic_store_explicit(&w->snapshot->written, true, memory_order_relaxed);
+}
+
+static void publish(struct writing *w)
+{
+	note_written(w);
 	if (!w->replaces) {
 		cowsnap_map_publish(w->map, &w->run);
 		return;
@@ -458,6 +464,7 @@ static enum cs_step write_in_place(struct writing *w, uint64_t chunk, uint64_t l
 {
 	uint64_t last = (w->end - 1) >> w->shift, count = 1, next, stop, to, tail;
 
+	note_written(w);
 	while (chunk + count <= last && chunk + count < w->kept &&
 		cowsnap_map_lookup(w->map, chunk + count, &next) && next == location + count)
 		count++;

@@ -21,6 +21,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <limits.h>
 #include <string.h>
 
 #include "alloc.h"
@@ -386,32 +387,42 @@ int cs_store_commit(struct cowsnap_store *store, const struct cowsnap_run *runs,
 
 /* ---- Forgetting ------------------------------------------------------------------------------ */
 
-/* A count of 0 says that there are none. Of the origin only the caller knows the length. */
+/* Of the origin only the caller knows the length. */
 static bool newest_sane(
 	const struct cowsnap_store *store, uint64_t most, const struct cowsnap_run *run)
 {
-	return !run->count || (run->first <= UINT64_MAX - run->count &&
-				      run_sane(store, most, run->location, run->count));
+	if (run->first > UINT64_MAX - run->count)
+		return false;
+	if (run->location == COWSNAP_LOCATION_ZERO && (store->flags & COWSNAP_STORE_ZEROES))
+		return run->count && run->count <= most;
+	return run_sane(store, most, run->location, run->count);
 }
 
-int cs_store_newest(struct cowsnap_store *store, uint64_t most, struct cowsnap_run *run)
+int cs_store_newest(struct cowsnap_store *store, uint64_t skip, uint64_t most,
+	struct cowsnap_run *runs, size_t room)
 {
-	int rc;
+	int count;
 
-	*run = (struct cowsnap_run){0};
 	if (!cs_store_forgets(store))
 		return -ENOTSUP;
-	if (!most)
+	if (!most || !room)
 		return -EINVAL;
-	rc = store->ops.newest(store->user, most, run);
-	if (!rc && !newest_sane(store, most, run))
-		rc = -EIO;
-	return rc;
+	if (room > INT_MAX)
+		room = INT_MAX;
+	count = store->ops.newest(store->user, skip, most, runs, room);
+	if (count > (int)room)
+		return -EIO;
+	for (int i = 0; i < count; i++) {
+		if (!newest_sane(store, most, &runs[i]))
+			return -EIO;
+		most -= runs[i].count;
+	}
+	return count;
 }
 
-int cs_store_forget(struct cowsnap_store *store, const struct cowsnap_run *run)
+int cs_store_forget(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count)
 {
 	if (!cs_store_forgets(store))
 		return -ENOTSUP;
-	return run->count ? store->ops.forget(store->user, run) : -EINVAL;
+	return count ? store->ops.forget(store->user, runs, count) : -EINVAL;
 }

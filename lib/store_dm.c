@@ -220,9 +220,11 @@ static int dm_begin(void *user)
 		return rc;
 	cs_mutex_lock(&dm->header_lock);
 	if (dm->header != CS_DM_NONE) {
-		cs_log(dm->base, COWSNAP_LOG_ERROR,
-			"store on %s: it has a snapshot, which was deactivated", dm->device->name);
-		rc = -EEXIST;
+		bool valid = dm->header == CS_DM_VALID;
+
+		cs_log(dm->base, COWSNAP_LOG_ERROR, "store on %s: it has a snapshot, which %s",
+			dm->device->name, valid ? "was deactivated" : "is invalid");
+		rc = valid ? -EEXIST : -ENOTSUP;
 	}
 	if (!rc) {
 		atomic_store_explicit(&dm->broken, 0, memory_order_relaxed);
@@ -279,11 +281,8 @@ static int dm_hold_waiting(void *user)
 static int dm_flush(void *user)
 {
 	struct cs_dm *dm = user;
-	int rc;
+	int rc = cs_dm_flush(dm);
 
-	if (cs_dev_writes_through(dm->device))
-		return cs_dev_flush(dm->device);
-	rc = cs_dm_flush(dm);
 	return rc ? rc : cs_dm_broken(dm);
 }
 
@@ -420,7 +419,8 @@ static int make_store(const struct cs_base *base, const struct cowsnap_dm_option
 	}
 	(*store)->hold = dm_hold;
 	(*store)->hold_waiting = dm_hold_waiting;
-	(*store)->flush = dm_flush;
+	if (!cs_dev_writes_through(dm->device))
+		(*store)->flush = dm_flush;
 	(*store)->unhold = dm_unhold;
 	return 0;
 }

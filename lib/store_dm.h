@@ -224,8 +224,8 @@ void cs_dm_stop_leading(struct cs_dm *dm);
 /* ---- store_dm_merge.c ----------------------------------------------------------------------- */
 
 /* The members of a store's table. */
-int cs_dm_newest(void *user, uint64_t most, struct cowsnap_run *run);
-int cs_dm_forget(void *user, const struct cowsnap_run *run);
+int cs_dm_newest(void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room);
+int cs_dm_forget(void *user, const struct cowsnap_run *runs, size_t count);
 
 /* ---- store_dm_load.c ------------------------------------------------------------------------ */
 

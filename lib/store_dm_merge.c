@@ -9,8 +9,8 @@
  * not to be forgotten: it ends at the first slot that is zero, whichever sectors came to the
  * device. What is left behind that slot is wiped at open, as after any crash.
  *
- * A run is at most what fits into blocks[] behind its first block, which are zero (Q3) and are
- * borrowed: so nothing is allocated here.
+ * At one time they are of one area, and at most what fits into blocks[] behind its first block,
+ * which are zero (Q3) and are borrowed: so nothing is allocated here.
  *
  * Invariants: those of store_dm.h, and:
  *  M1 Who is in one of these calls leads, with nothing in the queue when he began. So a commit that
@@ -27,7 +27,7 @@
 
 #include "store_dm.h"
 
-/* So much of the tail is read first: most runs are short. */
+/* So much of the tail is read first: all of an area of chunks of 4 KiB. */
 #define FIRST_LOOK 4096u
 
 /* Slots at the tail of the area that holds the last record, and the blocks that hold them. */
@@ -40,13 +40,14 @@ struct tail {
 	uint8_t *slots; /* in these */
 };
 
-/* The tail of the area, as much of it as lies in @most bytes of blocks, from record @from on at the
- * least if that is nearer. There is a record. */
-static struct tail place_tail(const struct cs_dm *dm, uint64_t from, uint64_t most)
+/* The tail of the area of the record before @end_record, as much of it as lies in @most bytes
+ * of blocks, from record @from on at the least if that is nearer. There is such a record. */
+static struct tail place_tail(
+	const struct cs_dm *dm, uint64_t end_record, uint64_t from, uint64_t most)
 {
 	uint64_t records = dm->shape.area_records, block = dm->block_bytes;
-	uint64_t area = (dm->end - 1) / records, base = area * records;
-	uint64_t end = (dm->end - base) * CS_FORMAT_DM_RECORD_BYTES;
+	uint64_t area = (end_record - 1) / records, base = area * records;
+	uint64_t end = (end_record - base) * CS_FORMAT_DM_RECORD_BYTES;
 	uint64_t first = from > base ? (from - base) * CS_FORMAT_DM_RECORD_BYTES : 0;
 	struct tail tail = {.blocks = dm->blocks + block};
 	uint64_t start = first / block * block, stop = (end + block - 1) / block * block;
@@ -54,7 +55,7 @@ static struct tail place_tail(const struct cs_dm *dm, uint64_t from, uint64_t mo
 	if (stop - start > most)
 		start = first = stop - most;
 	tail.first = base + first / CS_FORMAT_DM_RECORD_BYTES;
-	tail.records = dm->end - tail.first;
+	tail.records = end_record - tail.first;
 	tail.offset = ((1 + area * (records + 1)) << dm->chunk_shift) + start;
 	tail.bytes = stop - start;
 	tail.slots = tail.blocks + (first - start);
@@ -95,90 +96,108 @@ static int decode(const struct cs_dm *dm, const struct tail *tail, uint64_t numb
 	return error ? damaged(dm, &fault) : 0;
 }
 
-/* The run that the last record ends, as far as the tail has it. */
-static int find_run(const struct cs_dm *dm, const struct tail *tail, struct cowsnap_run *run)
+/* What newest() is asked for, and what it has found of it. */
+struct wanted {
+	uint64_t end;  /* record: those before it */
+	uint64_t most; /* records */
+	struct cowsnap_run *runs;
+	size_t room;
+	size_t count; /* of runs */
+	uint64_t records;
+};
+
+/* The runs that the last records make, as far as the tail has them. As the kernel: only records
+ * that follow each other upwards. */
+static int find_runs(const struct cs_dm *dm, const struct tail *tail, struct wanted *w)
 {
 	struct cs_format_dm_record record;
-	uint64_t number = dm->end - 1;
-	int rc = decode(dm, tail, number, &record);
 
-	if (rc)
-		return rc;
-	*run = (struct cowsnap_run){.first = record.origin, .count = 1, .location = record.store};
-	/* As the kernel: only records that follow each other upwards. */
-	while (number > tail->first) {
-		rc = decode(dm, tail, --number, &record);
+	w->count = 0;
+	for (w->records = 0; w->records < tail->records && w->records < w->most; w->records++) {
+		struct cowsnap_run *run = w->count ? &w->runs[w->count - 1] : NULL;
+		int rc = decode(dm, tail, w->end - 1 - w->records, &record);
+
 		if (rc)
 			return rc;
-		if (record.origin + 1 != run->first || record.store + 1 != run->location)
+		if (run && record.origin + 1 == run->first && record.store + 1 == run->location) {
+			run->first--;
+			run->location--;
+			run->count++;
+			continue;
+		}
+		if (w->count == w->room)
 			break;
-		run->first--;
-		run->location--;
-		run->count++;
+		w->runs[w->count++] = (struct cowsnap_run){
+			.first = record.origin, .count = 1, .location = record.store};
 	}
 	return 0;
 }
 
-static int look(struct cs_dm *dm, const struct tail *tail, struct cowsnap_run *run)
+static int look(struct cs_dm *dm, const struct tail *tail, struct wanted *w)
 {
 	int rc = cs_dev_read(dm->device, tail->blocks, tail->offset, tail->bytes);
 
 	if (!rc)
-		rc = find_run(dm, tail, run);
+		rc = find_runs(dm, tail, w);
 	give_back(tail);
 	return rc;
 }
 
-static int find_newest(struct cs_dm *dm, uint64_t most, struct cowsnap_run *run)
+static int find_newest(struct cs_dm *dm, struct wanted *w)
 {
-	uint64_t from = most < dm->end ? dm->end - most : 0;
+	uint64_t from = w->most < w->end ? w->end - w->most : 0;
 	uint64_t first_look = dm->block_bytes > FIRST_LOOK ? dm->block_bytes : FIRST_LOOK;
-	struct tail tail = place_tail(dm, from, first_look);
-	int rc = look(dm, &tail, run);
+	struct tail tail = place_tail(dm, w->end, from, first_look);
+	int rc = look(dm, &tail, w);
 
-	if (rc || run->count < tail.records || tail.bytes < first_look)
+	if (rc || w->records < tail.records || tail.bytes < first_look)
 		return rc;
-	tail = place_tail(dm, from, room(dm));
-	return look(dm, &tail, run);
+	tail = place_tail(dm, w->end, from, room(dm));
+	return look(dm, &tail, w);
 }
 
-int cs_dm_newest(void *user, uint64_t most, struct cowsnap_run *run)
+int cs_dm_newest(void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room)
 {
 	struct cs_dm *dm = user;
-	int rc;
+	struct wanted w = {.most = most, .runs = runs, .room = room};
+	int rc = cs_dm_lead(dm);
 
-	*run = (struct cowsnap_run){0};
-	if (!most)
-		return -EINVAL;
-	rc = cs_dm_lead(dm);
 	if (rc)
 		return rc;
 	rc = cs_dm_broken(dm);
-	if (!rc && dm->end)
-		rc = find_newest(dm, most, run);
-	if (!rc && run->count > most) {
-		run->first += run->count - most;
-		run->location += run->count - most;
-		run->count = most;
-	}
+	w.end = dm->end > skip ? dm->end - skip : 0;
+	if (!rc && w.end)
+		rc = find_newest(dm, &w);
 	cs_dm_stop_leading(dm);
-	return rc;
+	return rc ? rc : (int)w.count;
 }
 
 /* ---- Forgetting ------------------------------------------------------------------------------ */
 
-/* Are they the last ones? They are read for the sake of those before them in their block. */
-static int check_records(
-	const struct cs_dm *dm, const struct tail *tail, const struct cowsnap_run *run)
-{
-	for (uint64_t i = 0; i < run->count; i++) {
-		struct cs_format_dm_record record;
-		int rc = decode(dm, tail, tail->first + i, &record);
+/* Runs, the newest first, and how many records they are in all. */
+struct gone {
+	const struct cowsnap_run *runs;
+	size_t count;
+	uint64_t records;
+};
 
-		if (rc)
-			return rc;
-		if (record.origin != run->first + i || record.store != run->location + i)
-			return -EINVAL;
+/* Are they the last ones? They are read for the sake of those before them in their block. */
+static int check_records(const struct cs_dm *dm, const struct tail *tail, const struct gone *gone)
+{
+	uint64_t number = dm->end;
+
+	for (size_t i = 0; i < gone->count; i++) {
+		const struct cowsnap_run *run = &gone->runs[i];
+
+		for (uint64_t k = run->count; k--;) {
+			struct cs_format_dm_record record;
+			int rc = decode(dm, tail, --number, &record);
+
+			if (rc)
+				return rc;
+			if (record.origin != run->first + k || record.store != run->location + k)
+				return -EINVAL;
+		}
 	}
 	return 0;
 }
@@ -207,15 +226,21 @@ static int write_tail(struct cs_dm *dm, const struct tail *tail)
 	return rc ? rc : flush(dm);
 }
 
-static void put_back(struct cs_dm *dm, const struct tail *tail, const struct cowsnap_run *run)
+static void put_back(struct cs_dm *dm, const struct tail *tail, const struct gone *gone)
 {
-	uint8_t *slot = tail->slots;
+	uint8_t *slot = tail->slots + gone->records * CS_FORMAT_DM_RECORD_BYTES;
 	int rc;
 
-	for (uint64_t i = 0; i < run->count; i++, slot += CS_FORMAT_DM_RECORD_BYTES) {
-		const struct cs_format_dm_record record = {run->first + i, run->location + i};
+	for (size_t i = 0; i < gone->count; i++) {
+		const struct cowsnap_run *run = &gone->runs[i];
 
-		cs_format_dm_encode_record(&dm->shape, &record, slot);
+		for (uint64_t k = run->count; k--;) {
+			const struct cs_format_dm_record record = {
+				run->first + k, run->location + k};
+
+			slot -= CS_FORMAT_DM_RECORD_BYTES;
+			cs_format_dm_encode_record(&dm->shape, &record, slot);
+		}
 	}
 	rc = cs_dm_broken(dm) ? 0 : write_tail(dm, tail);
 	if (rc)
@@ -230,40 +255,50 @@ static void shorten(struct cs_dm *dm, const struct tail *tail, uint64_t count)
 	dm->acked -= count;
 }
 
-static int forget_last(struct cs_dm *dm, const struct cowsnap_run *run)
+static int forget_last(struct cs_dm *dm, const struct gone *gone)
 {
-	struct tail tail = place_tail(dm, dm->end - run->count, room(dm));
+	struct tail tail = place_tail(dm, dm->end, dm->end - gone->records, room(dm));
 	int rc;
 
-	if (tail.records != run->count)
+	if (tail.records != gone->records)
 		return -EINVAL; /* of two areas, or more than newest() gives */
 	rc = cs_dev_read(dm->device, tail.blocks, tail.offset, tail.bytes);
 	if (!rc)
-		rc = check_records(dm, &tail, run);
+		rc = check_records(dm, &tail, gone);
 	if (!rc) {
-		memset(tail.slots, 0, run->count * CS_FORMAT_DM_RECORD_BYTES);
+		memset(tail.slots, 0, gone->records * CS_FORMAT_DM_RECORD_BYTES);
 		rc = write_tail(dm, &tail);
 		if (rc)
-			put_back(dm, &tail, run);
+			put_back(dm, &tail, gone);
 		else
-			shorten(dm, &tail, run->count);
+			shorten(dm, &tail, gone->records);
 	}
 	give_back(&tail);
 	return rc;
 }
 
-int cs_dm_forget(void *user, const struct cowsnap_run *run)
+/* Returns: false: that many there are not. */
+static bool count_records(const struct cs_dm *dm, struct gone *gone)
+{
+	for (size_t i = 0; i < gone->count; i++) {
+		if (!gone->runs[i].count || gone->runs[i].count > dm->end - gone->records)
+			return false;
+		gone->records += gone->runs[i].count;
+	}
+	return true;
+}
+
+int cs_dm_forget(void *user, const struct cowsnap_run *runs, size_t count)
 {
 	struct cs_dm *dm = user;
+	struct gone gone = {.runs = runs, .count = count};
 	int rc = cs_dm_lead(dm);
 
 	if (rc)
 		return rc;
 	rc = cs_dm_broken(dm);
-	if (!rc && (!run->count || run->count > dm->end))
-		rc = -EINVAL;
 	if (!rc)
-		rc = forget_last(dm, run);
+		rc = count_records(dm, &gone) ? forget_last(dm, &gone) : -EINVAL;
 	cs_dm_stop_leading(dm);
 	return rc;
 }

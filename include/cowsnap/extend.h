@@ -152,14 +152,18 @@ struct cowsnap_store_ops {
 	 * lock held that makes drops of this store wait: must not drop. NULL: nothing survives
 	 * anyway, and a snapshot cannot be deactivated. */
 	int (*drop)(void *user);
-	/* For merges, in stores with commit. The newest of the durable records that follow each
-	 * other in origin and store, at most @most: run->location is that of run->first. Count 0:
-	 * there are none. No commit is under way. Returns 0 or a negative errno. Blocks. NULL: its
-	 * snapshot cannot be merged. */
-	int (*newest)(void *user, uint64_t most, struct cowsnap_run *run);
-	/* Make it durable that the records of what newest() gave, or of the last part of it, are
-	 * gone. Their chunks are freed then. No commit is under way. Blocks. NULL as newest. */
-	int (*forget)(void *user, const struct cowsnap_run *run);
+	/* For merges, in stores with commit. The newest of the durable records, but for the newest
+	 * @skip, as runs in which records follow each other in origin and store, or those of zeroes
+	 * in the origin: the newest run first, at most @room (at least 1) runs of at most @most (at
+	 * least 1) chunks in all. run->location is that of run->first. No commit is under way.
+	 * Returns how many runs, 0 if there are no such records, or a negative errno. Blocks. NULL:
+	 * its snapshot cannot be merged. */
+	int (*newest)(
+		void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room);
+	/* Make it durable that the records of the first @count runs that newest() gave, with a
+	 * @skip of 0, are gone; of the last of them it may be the last part only. Their chunks are
+	 * freed then. No commit is under way. Blocks. NULL as newest. */
+	int (*forget)(void *user, const struct cowsnap_run *runs, size_t count);
 };
 
 #define COWSNAP_STORE_ONE_SNAPSHOT (UINT32_C(1) << 0) /* the format holds a single snapshot */

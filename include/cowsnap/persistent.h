@@ -63,7 +63,7 @@ COWSNAP_API int cowsnap_store_dm_create(struct cowsnap_ctx *ctx,
  * Reads all records and checks each; a store that is refused is not changed. What a crash left
  * behind the last record is wiped. From the return on the origin's writes are saved again. If the
  * store says that its snapshot is invalid, that is what it is (reason -EUCLEAN), for the host to
- * drop.
+ * drop. The format does not say how long the snapshot is: it is as long as its origin is now.
  *
  * @entry: origin, on_full, wait_ns, decide and user are set as for cowsnap_take(); store and
  *	snapshot are set by the call

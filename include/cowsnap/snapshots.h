@@ -126,6 +126,30 @@ COWSNAP_API int cowsnap_origin_write(struct cowsnap_origin *origin, enum cowsnap
 	const void *buffer, uint64_t offset, uint64_t length);
 COWSNAP_API int cowsnap_origin_flush(struct cowsnap_origin *origin);
 
+/*
+ * cowsnap_origin_read_async - cowsnap_origin_read() without waiting
+ * cowsnap_origin_write_async - cowsnap_origin_write() without waiting
+ * cowsnap_origin_flush_async - cowsnap_origin_flush() without waiting
+ *
+ * A write that is cancelled, or fails, may have been done in part: from its beginning on, up to
+ * somewhere.
+ *
+ * @queue: where it goes on; NULL: on a worker, if the context has them
+ * Returns: COWSNAP_PENDING (@done will be called with 0 or an error of the form that waits, or
+ *	-ECANCELED), or an error; beside those: -ENOMEM, and as cowsnap_write_begin_async().
+ * Context: as cowsnap_write_begin_async(). During a merge the flush blocks on a persistent store's
+ *	device, unless that has write_durable or needs no flush.
+ * Lifetime: @buffer and @op stay in place until the end. The origin is not closed before (-EBUSY).
+ */
+COWSNAP_API int cowsnap_origin_read_async(struct cowsnap_origin *origin,
+	struct cowsnap_queue *queue, void *buffer, uint64_t offset, uint64_t length,
+	struct cowsnap_op *op, cowsnap_done *done, void *user);
+COWSNAP_API int cowsnap_origin_write_async(struct cowsnap_origin *origin,
+	struct cowsnap_queue *queue, enum cowsnap_write_kind kind, const void *buffer,
+	uint64_t offset, uint64_t length, struct cowsnap_op *op, cowsnap_done *done, void *user);
+COWSNAP_API int cowsnap_origin_flush_async(struct cowsnap_origin *origin,
+	struct cowsnap_queue *queue, struct cowsnap_op *op, cowsnap_done *done, void *user);
+
 /* ---- Writing to a snapshot ------------------------------------------------------------------- */
 
 /*
@@ -224,8 +248,8 @@ struct cowsnap_change {
  * what it held. Runs come in order, none touches the next one. To go over a whole volume: begin
  * with *@offset 0, and call again until it is the length of the longer image.
  *
- * @from, @to: of one origin, @to the younger; @to NULL: now. Either may be map-only, or have
- *	released ranges
+ * @from, @to: of one origin, @to the younger; @to NULL: now, as cowsnap_origin_read() has it.
+ *	Either may be map-only, or have released ranges
  * @offset: in: where to begin; out: what lies before was looked at
  * @changes: filled with at most @count (at least 1) runs
  * Returns: the number of runs, 0 if there are none up to *@offset; -EINVAL (count 0, @from is not
@@ -246,19 +270,31 @@ COWSNAP_API int cowsnap_changes(struct cowsnap_snapshot *from, struct cowsnap_sn
  * From the return on cowsnap_origin_read() and cowsnap_origin_write() see the snapshot's content,
  * and cowsnap_merge_run() moves it. A bracket whose range is not merged yet has it merged first;
  * with a persistent store it waits until cowsnap_merge_run() has come to it, while
- * cowsnap_origin_write() does not wait. Other snapshots keep their content. The merging snapshot
- * cannot be read, written, released or dropped until the merge has ended.
+ * cowsnap_origin_write() does not wait, unless it is for bytes over zeroes that take no space in
+ * the store. Other snapshots keep their content. The merging snapshot cannot be read, written,
+ * released or dropped until the merge has ended.
  *
  * Returns: 0; -EIDRM, -ESTALE (dropped, invalid), -ENODATA (map-only, or a range was released),
- *	-EBUSY (the origin has a merge, or a take of it or a write to the snapshot is under way
- *	for 5 s), -ETIMEDOUT (writes that
- *	began before did not end within 5 s; nothing has changed), -ENOTSUP (a persistent store of
- *	the host's that cannot forget records), -ENOMEM.
+ *	-EBUSY (the origin has a merge, or a take was under way for 5 s), -ETIMEDOUT (writes to the
+ *	origin or to the snapshot that began before did not end within 5 s; nothing has changed),
+ *	-ENOTSUP (a persistent store of the host's that cannot forget records), -ENOMEM.
  * Context: any thread; waits for brackets that began before; not inside a bracket of this origin;
  *	not in a callback. Until the end no take of this origin is possible (-EBUSY).
  * Lifetime: the caller holds a reference until the end of the merge.
  */
 COWSNAP_API int cowsnap_merge_begin(struct cowsnap_snapshot *snapshot);
+
+/*
+ * cowsnap_merge_begin_async - the same without waiting, for a thread that has brackets open
+ * @queue: where it goes on; NULL: on a worker, if the context has them
+ * Returns: COWSNAP_PENDING (@done will be called with 0 or an error of cowsnap_merge_begin(), or
+ *	-ECANCELED: nothing has changed), or an error; beside those: as cowsnap_write_begin_async().
+ * Context: as cowsnap_write_begin_async().
+ * Lifetime: the caller holds a reference until the end of the merge; @op stays in place until @done
+ *	is called.
+ */
+COWSNAP_API int cowsnap_merge_begin_async(struct cowsnap_snapshot *snapshot,
+	struct cowsnap_queue *queue, struct cowsnap_op *op, cowsnap_done *done, void *user);
 
 /*
  * cowsnap_merge_run - move some of a merging snapshot into its origin
@@ -274,17 +310,35 @@ COWSNAP_API int cowsnap_merge_begin(struct cowsnap_snapshot *snapshot);
  *	(it is not being merged), -EALREADY (another thread is at it), or the error that stopped
  *	it: COWSNAP_EVENT_MERGE_FAILED was told, info has it as the reason, and this may be called
  *	again.
- * Context: any thread, one at a time; blocks on the devices, and as cowsnap_write_begin(); not in a
- *	callback.
+ * Context: any thread, one at a time; blocks on the devices, and as cowsnap_write_begin(); at the
+ *	end it waits for brackets, so not inside one of this origin; not in a callback.
  * Lifetime: the caller holds a reference.
  */
 COWSNAP_API int cowsnap_merge_run(struct cowsnap_snapshot *snapshot, uint64_t max_bytes);
+
+/*
+ * cowsnap_merge_run_async - the same without waiting, many runs side by side
+ *
+ * Where a queue's devices can be submitted to this is the fast form. A persistent store blocks
+ * while it reads and erases records, and records the drop.
+ *
+ * @queue: where it goes on; NULL: on a worker, if the context has them
+ * Returns: COWSNAP_PENDING (@done will be called with 1, 0 or an error of cowsnap_merge_run(), or
+ *	-ECANCELED: what is under way ends first, also what waits for the space of another
+ *	snapshot's store, and the merge can be resumed), or -EINVAL,
+ *	-EALREADY, -ENOMEM; beside those: as cowsnap_write_begin_async().
+ * Context: as cowsnap_write_begin_async(), one at a time.
+ * Lifetime: the caller holds a reference, and @op stays in place, until the end.
+ */
+COWSNAP_API int cowsnap_merge_run_async(struct cowsnap_snapshot *snapshot,
+	struct cowsnap_queue *queue, uint64_t max_bytes, struct cowsnap_op *op, cowsnap_done *done,
+	void *user);
 
 struct cowsnap_merge_info {
 	uint64_t total_bytes; /* to be moved, when it began */
 	uint64_t moved_bytes; /* of these; chunks that were overwritten instead count too */
 	int error;            /* the last failure; 0: none since it was last resumed */
-	uint32_t running;     /* 1: a thread is in cowsnap_merge_run() */
+	uint32_t running;     /* 1: a call that moves is under way */
 };
 
 /*

@@ -141,6 +141,9 @@ void scene_wait_held(struct test_device *device, int hold)
 
 static void expect_bytes(const uint8_t *data, uint64_t offset, uint64_t length, uint8_t value)
 {
+	/* Mostly they are, and to look at each takes long. */
+	if (length && data[0] == value && memcmp(data, data + 1, length - 1) == 0)
+		return;
 	for (uint64_t i = 0; i < length; i++)
 		cr_assert(data[i] == value, "byte %llu is %u, not %u",
 			(unsigned long long)(offset + i), data[i], value);

@@ -11,9 +11,9 @@
 #include <string.h>
 
 #if defined(__SANITIZE_THREAD__)
-#define TAKES 100
+#define TAKES 60
 #elif defined(__SANITIZE_ADDRESS__)
-#define TAKES 200
+#define TAKES 100
 #else
 #define TAKES 600
 #endif

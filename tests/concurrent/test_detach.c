@@ -5,6 +5,7 @@
 #include "concurrent/scene.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "support/dm_scene.h"
@@ -334,4 +335,99 @@ Test(detach, persistent)
 	dm_expect_promise(&s, 0);
 	cr_assert_eq(dm_drop(&s, 0), 0);
 	dm_close(&s);
+}
+
+/* ---- Beside drops ---------------------------------------------------------------------------- */
+
+#define DROPS 200
+
+struct visitors {
+	struct scene scene;
+	pthread_mutex_t lock;
+	struct cowsnap_snapshot *current; /* under lock; whoever uses it has a reference */
+	_Atomic bool stop;
+};
+
+static struct cowsnap_snapshot *visit(struct visitors *v)
+{
+	struct cowsnap_snapshot *snapshot;
+
+	pthread_mutex_lock(&v->lock);
+	snapshot = v->current ? cowsnap_snapshot_ref(v->current) : NULL;
+	pthread_mutex_unlock(&v->lock);
+	return snapshot;
+}
+
+/* It may be dropped at any moment. */
+static void *look_and_detach(void *argument)
+{
+	struct visitors *v = argument;
+
+	for (unsigned i = 0; !atomic_load(&v->stop); i++) {
+		struct cowsnap_snapshot *snapshot = visit(v);
+		struct cowsnap_extent extent;
+		uint8_t data[64];
+		int rc = snapshot ? 0 : -EIDRM;
+
+		for (uint64_t at = 0; at < SCENE_BYTES && !rc; at += 4 * SCENE_CHUNK) {
+			memset(data, 7, sizeof(data));
+			rc = cowsnap_snapshot_write(
+				snapshot, COWSNAP_WRITE, data, at, sizeof(data));
+			if (!rc)
+				rc = cowsnap_snapshot_read(snapshot, data, at, sizeof(data));
+			if (!rc)
+				rc = cowsnap_snapshot_extent(
+					snapshot, at, SCENE_BYTES - at, &extent);
+			if (!rc)
+				rc = cowsnap_snapshot_detach(snapshot, SCENE_CHUNK);
+			/* Reclaiming may be behind: the store is full. */
+			cr_assert(rc == 0 || rc == 1 || rc == -EIDRM || rc == -EALREADY ||
+					  rc == -ENOSPC || rc == -ESTALE,
+				"error %d", rc);
+			rc = rc < 0 ? rc : 0;
+		}
+		cowsnap_snapshot_unref(snapshot);
+	}
+	return NULL;
+}
+
+static void *keep_reclaiming(void *argument)
+{
+	struct visitors *v = argument;
+
+	while (!atomic_load(&v->stop))
+		cr_assert_geq(cowsnap_reclaim(v->scene.ctx, 16), 0);
+	return NULL;
+}
+
+/* What a dropped snapshot had goes when those who were inside have left: who comes later must not
+ * look for it. */
+Test(detach, beside_drops)
+{
+	struct visitors *v = calloc(1, sizeof(*v));
+	pthread_t thread[3];
+
+	scene_open(&v->scene, NULL);
+	pthread_mutex_init(&v->lock, NULL);
+	for (unsigned i = 0; i < 3; i++)
+		cr_assert_eq(
+			pthread_create(&thread[i], NULL, i ? look_and_detach : keep_reclaiming, v),
+			0);
+	for (unsigned i = 0; i <= DROPS; i++) {
+		struct cowsnap_snapshot *next = i < DROPS ? take(&v->scene) : NULL, *before;
+
+		pthread_mutex_lock(&v->lock);
+		before = v->current;
+		v->current = next;
+		pthread_mutex_unlock(&v->lock);
+		if (before)
+			scene_drop(before);
+		cr_assert_eq(scene_write(&v->scene, 0, i % 60 * SCENE_CHUNK, SCENE_CHUNK, 1), 0);
+	}
+	atomic_store(&v->stop, true);
+	for (unsigned i = 0; i < 3; i++)
+		pthread_join(thread[i], NULL);
+	scene_close(&v->scene);
+	pthread_mutex_destroy(&v->lock);
+	free(v);
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * Preimages from the host where something else goes on: a merge, devices and memory that fail,
- * chunks that are given and turn out to be zeroes.
+ * chunks that are given and turn out to be zeroes, many writes at once in an event loop.
  */
-#include "concurrent/scene.h"
+#include "concurrent/async.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -212,4 +212,92 @@ Test(given, a_full_store_has_no_room_to_look_for_zeroes, .timeout = 60)
 	scene_expect(snapshot, CHUNK, SCENE_BYTES - CHUNK, 0);
 	scene_drop(snapshot);
 	scene_close(&s);
+}
+
+/* ---- In an event loop ------------------------------------------------------------------------ */
+
+#define MANY 20u /* chunks; more than are written side by side */
+#define SIDE 8u
+
+static enum cowsnap_preimage_kind give_one(void *user, struct cowsnap_preimage_ask *ask)
+{
+	ask->length = CHUNK;
+	return give_seen(user, ask);
+}
+
+struct many {
+	struct scene scene;
+	struct host host;
+	struct loop loop;
+	struct async write;
+	struct cowsnap_snapshot *snapshot;
+};
+
+/* Each chunk is a job of its own, and its write is held. */
+static void begin_many(struct many *m)
+{
+	const struct scene_options held = {
+		.engine = COWSNAP_ENGINE_LOOP, .submits = true, .mode = TEST_ASYNC_HELD};
+
+	scene_open(&m->scene, &held);
+	host_init(&m->host, COWSNAP_PREIMAGE_GIVEN, 0);
+	for (unsigned i = 0; i < MANY; i++)
+		memset(m->host.seen + i * CHUNK, (int)i + 1, CHUNK);
+	m->host.preimage.get = give_one;
+	cr_assert_eq(cowsnap_origin_set_preimage(m->scene.origin[0], &m->host.preimage), 0);
+	m->snapshot = scene_take(&m->scene, 0, 0, COWSNAP_LOSER_WRITE);
+	loop_open(&m->loop, &m->scene, 1);
+	m->write = (struct async){0};
+	cr_assert_eq(async_begin(&m->write, &m->loop, 0, 0, MANY * CHUNK), COWSNAP_PENDING);
+	cr_assert_eq(atomic_load(&m->host.asks), MANY);
+}
+
+static void end_many(struct many *m)
+{
+	cr_assert_eq(m->write.error, 0);
+	async_write(&m->write, &m->scene, 99);
+	for (unsigned i = 0; i < MANY; i++)
+		scene_expect(m->snapshot, i * CHUNK, CHUNK, (uint8_t)(i + 1));
+	cr_assert_eq(test_device_calls(m->scene.origin_test[0], TEST_IO_READ), 0);
+	scene_drop(m->snapshot);
+	loop_close(&m->loop);
+	scene_close(&m->scene);
+}
+
+Test(given, what_is_given_is_written_side_by_side, .timeout = 60)
+{
+	static struct many m;
+	struct test_async *store;
+
+	begin_many(&m);
+	store = m.scene.store_async[0];
+	for (unsigned left = MANY; left; left--) {
+		cr_assert_eq(test_async_held(store), left < SIDE ? left : SIDE);
+		async_expect_pending(&m.write);
+		cr_assert_eq(test_async_release(store, 1, TEST_RELEASE_LAST), 1);
+		loop_settle(&m.loop);
+	}
+	loop_until(&m.loop, &m.write);
+	cr_assert_eq(test_async_submitted(store), MANY);
+	end_many(&m);
+}
+
+/* The others are saved nevertheless. */
+Test(given, one_of_many_writes_fails, .timeout = 60)
+{
+	static struct many m;
+	struct test_async *store;
+
+	begin_many(&m);
+	store = m.scene.store_async[0];
+	test_device_fail(m.scene.store_test[0], TEST_IO_WRITE, 3, false, -EIO);
+	while (test_async_release(store, SIDE, TEST_RELEASE_FIRST))
+		loop_settle(&m.loop);
+	loop_until(&m.loop, &m.write);
+	cr_assert_eq(m.write.error, -EIO);
+	cr_assert_eq(test_async_submitted(store), MANY);
+	cr_assert_eq(async_begin(&m.write, &m.loop, 0, 0, MANY * CHUNK), COWSNAP_PENDING);
+	cr_assert_eq(test_async_release(store, SIDE, TEST_RELEASE_FIRST), 1);
+	loop_until(&m.loop, &m.write);
+	end_many(&m);
 }

@@ -201,13 +201,19 @@ static bool run_without_memory(uint64_t n, bool for_good, bool loops, uint32_t f
 	return failed;
 }
 
+static uint64_t next(uint64_t n)
+{
+	cr_assert_lt(n, SWEEP_MAX);
+	return test_sweep_next(n);
+}
+
 static void sweep_memory(bool loops, uint32_t flags)
 {
 	for (unsigned for_good = 0; for_good < 2; for_good++) {
 		uint64_t n = 1;
 
 		while (run_without_memory(n, for_good, loops, flags))
-			cr_assert(n++ < SWEEP_MAX);
+			n = next(n);
 		cr_assert(n > 10, "only %llu allocations", (unsigned long long)n - 1);
 	}
 }
@@ -257,7 +263,7 @@ static void sweep_devices(bool loops, uint32_t flags)
 		uint64_t n = 1;
 
 		while (run_with_fault(what / 2, n, what % 2, loops, flags))
-			cr_assert(n++ < SWEEP_MAX);
+			n = next(n);
 		most = n > most ? n : most;
 	}
 	cr_assert(most > 3, "at most %llu requests", (unsigned long long)most - 1);

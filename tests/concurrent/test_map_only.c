@@ -295,6 +295,109 @@ Test(map_only, snapshots_in_two_stores)
 	scene_close(&s);
 }
 
+/* What a merge has still to move is what the volume shows, in whatever store it is. */
+Test(map_only, now_is_what_the_volume_shows_during_a_merge)
+{
+	const struct scene_options options = {.chunk_bytes = {CHUNK, 2 * CHUNK}};
+	struct cowsnap_snapshot *older, *merged, *newer, *elsewhere;
+	struct cowsnap_change runs[3];
+	uint64_t offset;
+	struct scene s;
+
+	scene_open(&s, &options);
+	older = take(&s);
+	write_chunks(&s, 2, 1, NEW);
+	merged = take(&s);
+	write_chunks(&s, 5, 2, NEW);
+	newer = take(&s);
+	elsewhere = scene_take(&s, 0, 1, COWSNAP_LOSER_SNAPSHOT);
+	write_chunks(&s, 9, 1, NEW);
+	cr_assert_eq(
+		cowsnap_snapshot_write(merged, COWSNAP_WRITE_ZEROES, NULL, 20 * CHUNK, CHUNK), 0);
+	cr_assert_eq(cowsnap_merge_begin(merged), 0);
+	/* Halfway, and then at its end. */
+	for (unsigned i = 0; i < 3; i++) {
+		cr_assert_eq(changes(older, NULL) & (bits(2, 1) | bits(20, 1)),
+			bits(2, 1) | bits(20, 1));
+		cr_assert_eq(changes(newer, NULL), bits(5, 2) | bits(9, 1) | bits(20, 1));
+		/* In pairs of chunks: 4 to 9, and 20. */
+		offset = 0;
+		cr_assert_eq(cowsnap_changes(elsewhere, NULL, &offset, runs, 3), 2);
+		cr_assert_eq(runs[0].offset, 4 * CHUNK);
+		cr_assert_eq(runs[0].length, 6 * CHUNK);
+		cr_assert_eq(runs[1].offset, 20 * CHUNK);
+		cr_assert_eq(changes(older, newer), bits(2, 1) | bits(5, 2));
+		if (i < 2)
+			cr_assert_eq(cowsnap_merge_run(merged, i ? UINT64_MAX : CHUNK), !i);
+	}
+	cowsnap_snapshot_unref(merged);
+	scene_drop(older);
+	scene_drop(newer);
+	scene_drop(elsewhere);
+	scene_close(&s);
+}
+
+/* A persistent store has one map: a preimage that was overwritten there looks like one. */
+Test(map_only, preimages_that_were_written_to_have_changed)
+{
+	struct cowsnap_dm_options dm = {.size = sizeof(dm)};
+	struct cowsnap_take_entry entry = {0};
+	struct cowsnap_snapshot *older, *later;
+	struct cowsnap_store *store;
+	struct scene s;
+
+	scene_open(&s, NULL);
+	cr_assert_eq(cowsnap_device_memory(s.ctx, 2 * ALL, &dm.device), 0);
+	cr_assert_eq(cowsnap_store_dm_create(s.ctx, &dm, &store), 0);
+	older = take(&s);
+	entry.origin = s.origin[0];
+	entry.store = store;
+	cr_assert_eq(cowsnap_take(s.ctx, NULL, &entry, 1), 0);
+	later = take(&s); /* which has what comes now */
+	write_chunks(&s, 2, 1, NEW);
+	cr_assert_eq(changes(older, entry.snapshot), 0);
+	cr_assert_eq(cowsnap_snapshot_write(
+			     entry.snapshot, COWSNAP_WRITE_ZEROES, NULL, 2 * CHUNK, CHUNK),
+		0);
+	cr_assert_eq(changes(older, entry.snapshot), bits(2, 1));
+	scene_drop(older);
+	scene_drop(later);
+	scene_drop(entry.snapshot);
+	cr_assert_eq(cowsnap_store_close(store), 0);
+	cr_assert_eq(cowsnap_device_close(dm.device), 0);
+	scene_close(&s);
+}
+
+/* Its store gets no more records, and what is written beside these has changed all the same. */
+Test(map_only, written_since_a_merge_of_records_began)
+{
+	struct cowsnap_dm_options dm = {.size = sizeof(dm)};
+	struct cowsnap_take_entry entry = {0};
+	struct cowsnap_store *store;
+	static uint8_t data[CHUNK];
+	struct scene s;
+
+	scene_open(&s, NULL);
+	cr_assert_eq(cowsnap_device_memory(s.ctx, 2 * ALL, &dm.device), 0);
+	cr_assert_eq(cowsnap_store_dm_create(s.ctx, &dm, &store), 0);
+	entry.origin = s.origin[0];
+	entry.store = store;
+	cr_assert_eq(cowsnap_take(s.ctx, NULL, &entry, 1), 0);
+	write_chunks(&s, 2, 1, NEW);
+	cr_assert_eq(cowsnap_merge_begin(entry.snapshot), 0);
+	memset(data, NEW, CHUNK);
+	for (unsigned chunk = 2; chunk <= 10; chunk += 8)
+		cr_assert_eq(cowsnap_origin_write(
+				     s.origin[0], COWSNAP_WRITE, data, chunk * CHUNK, CHUNK),
+			0);
+	cr_assert_eq(changes(entry.snapshot, NULL), bits(2, 1) | bits(10, 1));
+	cr_assert_eq(cowsnap_merge_run(entry.snapshot, UINT64_MAX), 0);
+	cowsnap_snapshot_unref(entry.snapshot);
+	cr_assert_eq(cowsnap_store_close(store), 0);
+	cr_assert_eq(cowsnap_device_close(dm.device), 0);
+	scene_close(&s);
+}
+
 /* A call looks at a million chunks at most; what has changed is found whatever lies before it. */
 Test(map_only, a_large_volume_in_steps, .timeout = 60)
 {
@@ -465,4 +568,52 @@ Test(map_only, nothing_is_left_out_meanwhile, .timeout = 120)
 		pthread_join(thread[i], NULL);
 	scene_close(&c->scene);
 	free(c);
+}
+
+/* What is moved goes from the merging snapshot's store into the map of the one that is asked. */
+struct asker {
+	struct cowsnap_snapshot *snapshot;
+	uint64_t least;
+	_Atomic bool stop;
+};
+
+static void *ask_until_stopped(void *argument)
+{
+	struct asker *a = argument;
+
+	do {
+		uint64_t got = changes(a->snapshot, NULL);
+
+		cr_assert_eq(a->least & ~got, 0, "left out: %llx",
+			(unsigned long long)(a->least & ~got));
+	} while (!atomic_load(&a->stop));
+	return NULL;
+}
+
+Test(map_only, nothing_is_left_out_during_a_merge, .timeout = 120)
+{
+	struct scene s;
+
+	scene_open(&s, NULL);
+	for (unsigned round = 0; round < 40; round++) {
+		struct cowsnap_snapshot *merged = take(&s);
+		struct asker asker = {.least = bits(round % 8, 24)};
+		pthread_t thread;
+		int rc;
+
+		write_chunks(&s, round % 8, 24, (uint8_t)round);
+		/* In the same store, and in another one. */
+		asker.snapshot = scene_take(&s, 0, round % 2, COWSNAP_LOSER_SNAPSHOT);
+		cr_assert_eq(cowsnap_merge_begin(merged), 0);
+		cr_assert_eq(pthread_create(&thread, NULL, ask_until_stopped, &asker), 0);
+		while ((rc = cowsnap_merge_run(merged, CHUNK)) == 1)
+			;
+		cr_assert_eq(rc, 0);
+		atomic_store(&asker.stop, true);
+		pthread_join(thread, NULL);
+		cowsnap_snapshot_unref(merged);
+		scene_drop(asker.snapshot);
+		scene_reclaim(&s);
+	}
+	scene_close(&s);
 }

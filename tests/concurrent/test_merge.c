@@ -2,125 +2,11 @@
  *
  * Merging: an origin becomes what a snapshot shows, while it is read and written.
  */
-#include "concurrent/scene.h"
-
-#include <errno.h>
-#include <stdlib.h>
-#include <string.h>
+#include "concurrent/merging.h"
 
 #include "support/dm_scene.h"
 
-#define CHUNK SCENE_CHUNK
-#define ALL   SCENE_BYTES
-#define WHOLE UINT64_MAX
-
-static void expect_bytes(const uint8_t *data, const uint8_t *model, uint64_t length)
-{
-	for (uint64_t i = 0; i < length; i++)
-		cr_assert(data[i] == model[i], "byte %llu is %u, not %u", (unsigned long long)i,
-			data[i], model[i]);
-}
-
-static void expect_volume(
-	struct cowsnap_origin *origin, uint64_t offset, uint64_t length, uint8_t value)
-{
-	uint8_t *data = malloc(length), *model = malloc(length);
-
-	memset(model, value, length);
-	cr_assert_eq(cowsnap_origin_read(origin, data, offset, length), 0);
-	expect_bytes(data, model, length);
-	free(data);
-	free(model);
-}
-
-static void expect_device(struct test_device *device, const uint8_t *model, uint64_t length)
-{
-	uint8_t *data = malloc(length);
-
-	cr_assert_eq(cowsnap_device_read(test_device_inner(device), data, 0, length), 0);
-	expect_bytes(data, model, length);
-	free(data);
-}
-
-static int put(struct cowsnap_origin *origin, uint64_t offset, uint64_t length, uint8_t value)
-{
-	uint8_t *data = malloc(length);
-	int rc;
-
-	memset(data, value, length);
-	rc = cowsnap_origin_write(origin, COWSNAP_WRITE, data, offset, length);
-	free(data);
-	return rc;
-}
-
-static enum cowsnap_snapshot_state state_of(struct cowsnap_snapshot *snapshot)
-{
-	struct cowsnap_snapshot_info info;
-
-	cr_assert_eq(cowsnap_snapshot_info(snapshot, &info, sizeof(info)), 0);
-	return info.state;
-}
-
-static struct cowsnap_merge_info merge_info(struct cowsnap_snapshot *snapshot)
-{
-	struct cowsnap_merge_info info;
-
-	cr_assert_eq(cowsnap_merge_info(snapshot, &info, sizeof(info)), 0);
-	return info;
-}
-
 /* ---- A store without records ----------------------------------------------------------------- */
-
-/* In store 0 an older one, the one to merge and a newer one; in store 1, with other chunks, one of
- * each time. */
-struct family {
-	struct scene s;
-	struct cowsnap_snapshot *older, *merged, *newer, *other_old, *other_new;
-};
-
-static void make_family(struct family *f)
-{
-	const struct scene_options options = {.chunk_bytes = {CHUNK, 4 * CHUNK}};
-
-	scene_open(&f->s, &options);
-	cr_assert_eq(scene_write(&f->s, 0, 0, ALL, 1), 0);
-	f->older = scene_take(&f->s, 0, 0, COWSNAP_LOSER_WRITE);
-	f->other_old = scene_take(&f->s, 0, 1, COWSNAP_LOSER_WRITE);
-	cr_assert_eq(scene_write(&f->s, 0, 0, ALL / 2, 2), 0);
-	f->merged = scene_take(&f->s, 0, 0, COWSNAP_LOSER_WRITE);
-	cr_assert_eq(scene_write(&f->s, 0, ALL / 4, ALL / 2, 3), 0);
-	f->newer = scene_take(&f->s, 0, 0, COWSNAP_LOSER_WRITE);
-	f->other_new = scene_take(&f->s, 0, 1, COWSNAP_LOSER_WRITE);
-	cr_assert_eq(scene_write(&f->s, 0, ALL / 8, CHUNK / 2, 4), 0);
-}
-
-static void expect_family(struct family *f)
-{
-	scene_expect(f->older, 0, ALL, 1);
-	scene_expect(f->other_old, 0, ALL, 1);
-	scene_expect(f->newer, 0, ALL / 4, 2);
-	scene_expect(f->newer, ALL / 4, ALL / 2, 3);
-	scene_expect(f->newer, 3 * ALL / 4, ALL / 4, 1);
-	scene_expect(f->other_new, 0, ALL / 4, 2);
-	scene_expect(f->other_new, ALL / 4, ALL / 2, 3);
-	scene_expect(f->other_new, 3 * ALL / 4, ALL / 4, 1);
-}
-
-static void end_family(struct family *f)
-{
-	cowsnap_snapshot_unref(f->merged);
-	scene_drop(f->older);
-	scene_drop(f->newer);
-	scene_drop(f->other_old);
-	scene_drop(f->other_new);
-	scene_close(&f->s);
-}
-
-static void model_merged(uint8_t *model)
-{
-	memset(model, 2, ALL / 2);
-	memset(model + ALL / 2, 1, ALL / 2);
-}
 
 /* 3452c2a1eb5b */
 Test(merge, siblings_keep_their_content)
@@ -271,12 +157,12 @@ static bool failed_once(enum test_io kind, bool store, unsigned n)
 /* Whichever call fails, it is not merged unless the origin is what the snapshot was. */
 Test(merge, each_failure_can_be_resumed)
 {
-	unsigned n;
+	uint64_t n;
 
-	for (n = 1; failed_once(TEST_IO_WRITE, false, n); n++)
+	for (n = 1; failed_once(TEST_IO_WRITE, false, n); n = test_sweep_next(n))
 		;
 	cr_assert_gt(n, 1);
-	for (n = 1; failed_once(TEST_IO_READ, true, n); n++)
+	for (n = 1; failed_once(TEST_IO_READ, true, n); n = test_sweep_next(n))
 		;
 	cr_assert_gt(n, 1);
 	cr_assert(failed_once(TEST_IO_FLUSH, false, 1));
@@ -434,7 +320,7 @@ Test(merge, without_memory)
 	const struct dm_scene_options options = {.memory = true};
 	bool failed = true;
 
-	for (unsigned n = 1; failed; n++) {
+	for (uint64_t n = 1; failed; n = test_sweep_next(n)) {
 		struct dm_scene d;
 		struct dm_store *at = &d.at[0];
 		int rc;
@@ -459,54 +345,27 @@ Test(merge, without_memory)
 	}
 }
 
-struct put {
-	struct cowsnap_origin *origin;
-	pthread_t thread;
-	int rc;
-};
-
-static void *put_body(void *argument)
-{
-	struct put *p = argument;
-
-	p->rc = put(p->origin, 2 * DM_CHUNK, DM_CHUNK, 77);
-	return NULL;
-}
-
-static void *begin_body(void *argument)
-{
-	struct dm_scene *d = argument;
-
-	cr_assert_eq(cowsnap_merge_begin(d->at[0].snapshot), -ETIMEDOUT);
-	return NULL;
-}
-
 /* Writes that waited for a merge that could not begin go where they would have gone without. */
 Test(merge, that_cannot_begin_changes_nothing)
 {
 	struct dm_scene d;
 	struct dm_store *at = &d.at[0];
-	struct put p = {0};
+	struct putter p;
 	struct writer w = {0};
 	struct cowsnap_op op;
-	pthread_t thread;
+	struct beginner beginner;
 
 	begin_dm(&d);
 	cr_assert_eq(cowsnap_write_begin(at->origin, COWSNAP_WRITE, 0, 1, &op), 0);
-	cr_assert_eq(pthread_create(&thread, NULL, begin_body, &d), 0);
-	while (cowsnap_merge_info(
-		at->snapshot, &(struct cowsnap_merge_info){0}, sizeof(struct cowsnap_merge_info)))
-		sched_yield();
+	beginner_start(&beginner, at->snapshot);
 	/* Of the new generation: one to what is saved, one to what has to be. */
-	p.origin = at->origin;
+	putter_start(&p, at->origin, 2 * DM_CHUNK, DM_CHUNK, 77);
 	w = (struct writer){.origin = at->origin, .offset = 50 * DM_CHUNK};
-	cr_assert_eq(pthread_create(&p.thread, NULL, put_body, &p), 0);
 	cr_assert_eq(pthread_create(&w.thread, NULL, bracket_body, &w), 0);
-	pthread_join(thread, NULL);
-	pthread_join(p.thread, NULL);
+	cr_assert_eq(beginner_join(&beginner), -ETIMEDOUT);
+	cr_assert_eq(putter_join(&p), 0);
 	pthread_join(w.thread, NULL);
 	cowsnap_write_end(&op);
-	cr_assert_eq(p.rc, 0);
 	cr_assert_eq(w.rc, 0);
 	memset(at->live + 2 * DM_CHUNK, 77, DM_CHUNK);
 	expect_device(at->origin_test, at->live, DM_BYTES);

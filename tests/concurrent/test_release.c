@@ -10,6 +10,7 @@
 
 #include "concurrent/host_store.h"
 #include "origin.h"
+#include "snapshot.h"
 
 #define CHUNK SCENE_CHUNK
 #define ALL   SCENE_BYTES
@@ -420,6 +421,30 @@ Test(release, a_writer_waits_for_the_space, .timeout = 60)
 	scene_expect(entry.snapshot, CHUNK, ALL - CHUNK, SCENE_BLANK);
 	cr_assert_eq(used_chunks(&s), 4);
 	scene_drop(entry.snapshot);
+	scene_close(&s);
+}
+
+/* It is dropped after a read has looked at its state, and before that is inside the gate: then its
+ * bits and maps may go any time. A read looked into them. */
+Test(release, dropped_before_a_read_is_inside)
+{
+	struct cowsnap_snapshot *snapshot;
+	struct cs_read read;
+	uint8_t data[CHUNK];
+	struct scene s;
+
+	scene_open(&s, NULL);
+	snapshot = take(&s);
+	release(snapshot, 0, CHUNK);
+	cr_assert_eq(cs_read_check(snapshot, CHUNK, CHUNK), 0);
+	cowsnap_snapshot_ref(snapshot);
+	scene_drop(snapshot);
+	test_device_reset(s.origin_test[0]);
+	cs_read_begin(&read, snapshot, NULL, data, CHUNK, CHUNK);
+	cs_read_run(&read);
+	cr_assert_eq(read.error, -EIDRM);
+	cr_assert_eq(test_device_calls(s.origin_test[0], TEST_IO_READ), 0);
+	cowsnap_snapshot_unref(snapshot);
 	scene_close(&s);
 }
 

@@ -120,6 +120,40 @@ Test(resize, each_snapshot_keeps_its_size)
 	volume_close(&v);
 }
 
+/* The store's device writes blocks, and the origin's is longer than the origin: the last chunk was
+ * neither cut off nor filled up, so its copy was refused and the snapshot lost. */
+Test(resize, a_last_chunk_before_the_origin_has_grown)
+{
+	struct cowsnap_transient_options options = {
+		.size = sizeof(options), .chunk_size_bytes = CHUNK};
+	static uint8_t before[SMALL];
+	struct cowsnap_snapshot *snapshot;
+	struct cowsnap_store *store;
+	struct test_device *blocks;
+	static struct volume v;
+
+	volume_open(&v);
+	blocks = test_device_create(
+		v.ctx, &(struct test_device_options){
+			       .size_bytes = 2 * LARGE / 512 * 512, .block_size = 512});
+	cr_assert_not_null(blocks);
+	options.device = test_device(blocks);
+	cr_assert_eq(cowsnap_store_transient(v.ctx, &options, &store), 0);
+	cr_assert_eq(volume_write(&v, 0, SMALL, 1), 0);
+	memcpy(before, v.live, SMALL);
+	snapshot = take(&v, store);
+	test_device_resize(v.device, LARGE);
+	cr_assert_eq(cowsnap_device_refresh(test_device(v.device)), 0);
+	cr_assert_eq(volume_write(&v, SMALL - 10, 10, 2), 0);
+	cr_assert_eq(used_chunks(store), 1);
+	expect_image(snapshot, before, SMALL);
+	cr_assert_eq(cowsnap_snapshot_drop(snapshot), 0);
+	cowsnap_snapshot_unref(snapshot);
+	cr_assert_eq(cowsnap_store_close(store), 0);
+	cr_assert_eq(test_device_destroy(blocks), 0);
+	volume_close(&v);
+}
+
 Test(resize, what_was_added_has_changed)
 {
 	struct cowsnap_snapshot *small, *large;
@@ -146,6 +180,72 @@ Test(resize, what_was_added_has_changed)
 		cr_assert_eq(cowsnap_snapshot_drop(s), 0);
 		cowsnap_snapshot_unref(s);
 	}
+	volume_close(&v);
+}
+
+/* The snapshot ends within a chunk: what the volume has behind that is not in the store. */
+Test(resize, what_was_added_is_the_origins_during_a_merge)
+{
+	static uint8_t data[LARGE];
+	struct cowsnap_snapshot *small;
+	static struct volume v;
+
+	volume_open(&v);
+	cr_assert_eq(volume_write(&v, 0, SMALL, 1), 0);
+	small = take(&v, v.store);
+	cr_assert_eq(volume_write(&v, SMALL - 10, 10, 2), 0);
+	volume_grow(&v);
+	cr_assert_eq(volume_write(&v, SMALL, LARGE - SMALL, 3), 0);
+	memset(v.live, 1, SMALL);
+	cr_assert_eq(cowsnap_merge_begin(small), 0);
+	cr_assert_eq(cowsnap_origin_read(v.origin, data, 0, LARGE), 0);
+	cr_assert_eq(memcmp(data, v.live, LARGE), 0);
+	cr_assert_eq(cowsnap_origin_read(v.origin, data, SMALL - 5, 10), 0);
+	cr_assert_eq(memcmp(data, v.live + SMALL - 5, 10), 0);
+	cr_assert_eq(cowsnap_merge_run(small, UINT64_MAX), 0);
+	cr_assert_eq(cowsnap_device_read(test_device(v.device), data, 0, LARGE), 0);
+	cr_assert_eq(memcmp(data, v.live, LARGE), 0);
+	cowsnap_snapshot_unref(small);
+	volume_close(&v);
+}
+
+/* What is written across the end of a snapshot whose records are being merged: a part in place, and
+ * a part to the origin. */
+Test(resize, what_was_added_can_be_written_during_a_merge)
+{
+	static uint8_t data[LARGE];
+	struct cowsnap_snapshot *small, *sibling;
+	struct cowsnap_dm_options dm = {.size = sizeof(dm)};
+	static uint8_t before[LARGE];
+	struct cowsnap_store *store;
+	static struct volume v;
+
+	volume_open(&v);
+	cr_assert_eq(cowsnap_device_memory(v.ctx, 2 * LARGE, &dm.device), 0);
+	cr_assert_eq(cowsnap_store_dm_create(v.ctx, &dm, &store), 0);
+	cr_assert_eq(volume_write(&v, 0, SMALL, 1), 0);
+	small = take(&v, store);
+	cr_assert_eq(volume_write(&v, SMALL - 10, 10, 2), 0);
+	volume_grow(&v);
+	memcpy(before, v.live, LARGE);
+	sibling = take(&v, v.store);
+	cr_assert_eq(cowsnap_merge_begin(small), 0);
+	memset(v.live, 1, SMALL);
+	memset(v.live + SMALL - 5, 4, 10);
+	cr_assert_eq(
+		cowsnap_origin_write(v.origin, COWSNAP_WRITE, v.live + SMALL - 5, SMALL - 5, 10),
+		0);
+	cr_assert_eq(cowsnap_origin_read(v.origin, data, 0, LARGE), 0);
+	cr_assert_eq(memcmp(data, v.live, LARGE), 0);
+	cr_assert_eq(cowsnap_merge_run(small, UINT64_MAX), 0);
+	cr_assert_eq(cowsnap_device_read(test_device(v.device), data, 0, LARGE), 0);
+	cr_assert_eq(memcmp(data, v.live, LARGE), 0);
+	expect_image(sibling, before, LARGE);
+	cowsnap_snapshot_unref(small);
+	cr_assert_eq(cowsnap_snapshot_drop(sibling), 0);
+	cowsnap_snapshot_unref(sibling);
+	cr_assert_eq(cowsnap_store_close(store), 0);
+	cr_assert_eq(cowsnap_device_close(dm.device), 0);
 	volume_close(&v);
 }
 

@@ -27,20 +27,24 @@ static void move(struct scenario *s, const struct cowsnap_run *run)
 	free(data);
 }
 
-/* At most @batches runs of at most @most chunks. Returns: are there more? */
+/* At most @batches of at most @most chunks each, in three runs at most. Returns: are there more? */
 static bool merge(struct scenario *s, unsigned batches, uint64_t most)
 {
 	struct cowsnap_store *store = s->rig.store;
-	struct cowsnap_run run;
+	struct cowsnap_run run[3];
 
 	for (unsigned i = 0; i < batches; i++) {
-		cr_assert_eq(cs_store_newest(store, most, &run), 0);
-		if (!run.count)
+		int count = cs_store_newest(store, 0, most, run, 3);
+
+		cr_assert_geq(count, 0);
+		if (!count)
 			return false;
-		move(s, &run);
+		for (int k = 0; k < count; k++)
+			move(s, &run[k]);
 		scenario_flush_origin(s);
-		cr_assert_eq(cs_store_forget(store, &run), 0);
-		cowsnap_store_free(store, run.location, run.count);
+		cr_assert_eq(cs_store_forget(store, run, (size_t)count), 0);
+		for (int k = 0; k < count; k++)
+			cowsnap_store_free(store, run[k].location, run[k].count);
 	}
 	return true;
 }

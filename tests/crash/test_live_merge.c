@@ -8,7 +8,9 @@
 
 #include <stdio.h>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__)
+#define STRIDE 25u
+#elif defined(__SANITIZE_ADDRESS__)
 #define STRIDE 5u
 #else
 #define STRIDE 1u

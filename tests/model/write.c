@@ -1,17 +1,38 @@
 /* SPDX-License-Identifier: MIT
  *
- * The write step. While the store has room everything is predicted. When it is full the library may
- * choose which chunks still fit, but not who loses: of one chain those that need a chunk that could
- * not be saved, hence a newest part of it; never one that needs nothing of the range.
+ * The write step. While the store has room everything is predicted; full.c says what may come when
+ * it has not.
  *
  * Some writes come from a host that tells what it knows of the old content: always the truth, by
- * chance all or a part of it, or in a way that is not allowed.
+ * chance all or a part of it, or in a way that is not allowed. Some leave all the I/O to the
+ * library.
  */
 #include "model/driver.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* All of a snapshot, or its data. */
+static void give_up(struct driver *d, struct driver_taken *taken)
+{
+	struct model_image *image = taken->image;
+
+	/* It may have lost in this very write. */
+	if (driver_info(d, taken).state != COWSNAP_SNAPSHOT_ACTIVE ||
+		d->model.records[image->store] || driver_below(d, 3) > 0) {
+		driver_drop(d, taken);
+		return;
+	}
+	if (driver_below(d, 2) > 0) {
+		want_eq(d, cowsnap_snapshot_downgrade(taken->snapshot), 0);
+		image->state = MODEL_MAP_ONLY;
+		return;
+	}
+	want_eq(d, cowsnap_snapshot_release(taken->snapshot, 0, image->size_bytes), 0);
+	for (uint64_t c = 0; c < image->chunks; c++)
+		image->chunk[c].released = true;
+}
 
 /* Makes room as a host would: a larger limit, or one snapshot less. */
 static bool make_room(struct driver *d, struct driver_taken *taken)
@@ -28,11 +49,12 @@ static bool make_room(struct driver *d, struct driver_taken *taken)
 	for (unsigned i = 0; i < d->model.images; i++) {
 		struct driver_taken *other = d->model.image[i]->user;
 
-		if (other != taken && other->image->store == s) {
-			driver_drop(d, other);
-			d->exact = false; /* it may have wanted copies of this write */
-			return true;
-		}
+		if (other == taken || other->image->store != s ||
+			other->image->state == MODEL_MERGING)
+			continue;
+		give_up(d, other);
+		d->exact = false; /* it may have wanted copies of this write */
+		return true;
 	}
 	return false;
 }
@@ -50,7 +72,8 @@ enum cowsnap_decision write_decide(void *user, const struct cowsnap_trouble *tro
 	want_eq(d, taken->image->origin, d->write_origin);
 	want(d, trouble->length > 0);
 	want(d, model_needs_range(&d->model, taken->image, trouble->offset, trouble->length));
-	want(d, trouble->attempt > taken->attempts);
+	/* A merge is many writes. */
+	want(d, trouble->attempt > taken->attempts || d->merging[d->write_origin]);
 	taken->attempts = trouble->attempt;
 	if (driver_below(d, 2) > 0 && make_room(d, taken))
 		taken->answer = COWSNAP_DECIDE_RETRY;
@@ -63,215 +86,31 @@ enum cowsnap_decision write_decide(void *user, const struct cowsnap_trouble *tro
 	return (enum cowsnap_decision)taken->answer;
 }
 
-static bool lets_write_fail(const struct driver_taken *taken)
+/* ---- The range ------------------------------------------------------------------------------- */
+
+/* While a snapshot of the origin is merged, others keep what they need of all its chunks. */
+static void widen(struct driver *d)
 {
-	return taken->on_full == COWSNAP_LOSER_WRITE ||
-	       (taken->on_full == COWSNAP_LOSER_ASK && taken->answer == COWSNAP_DECIDE_WRITE);
-}
+	const struct driver_taken *merging = d->merging[d->write_origin];
+	uint64_t size = d->model.origin[d->write_origin].size_bytes;
+	uint64_t chunk_bytes, end;
 
-static bool lets_snapshot_lose(const struct driver_taken *taken)
-{
-	return taken->on_full == COWSNAP_LOSER_SNAPSHOT ||
-	       (taken->on_full == COWSNAP_LOSER_ASK && taken->answer == COWSNAP_DECIDE_SNAPSHOT);
-}
-
-/* Could the store be too small for this write, even after everything dropped is given back? */
-static bool may_run_full(struct driver *d, unsigned s)
-{
-	uint64_t wanted = model_copies_wanted(
-		&d->model, d->write_origin, s, d->write_offset, d->write_length);
-
-	for (unsigned i = 0; i < DRIVER_OPEN_MAX; i++) {
-		if (d->open[i].used && wanted > 0)
-			return true; /* a write under way may hold dropped space back */
-	}
-	for (unsigned i = 0; i < d->model.images; i++) {
-		const struct model_image *image = d->model.image[i];
-
-		if (image->store == s && image->state == MODEL_INVALID && wanted > 0)
-			return true; /* it may keep its space until it is dropped */
-	}
-	return model_held(&d->model, s, true) + wanted > d->limit_chunks[s];
-}
-
-static bool newly_invalid(struct driver *d, struct model_image *image)
-{
-	struct driver_taken *taken = image->user;
-	struct cowsnap_snapshot_info info;
-
-	if (image->state != MODEL_ACTIVE)
-		return false;
-	want_eq(d, cowsnap_snapshot_info(taken->snapshot, &info, sizeof(info)), 0);
-	return info.state == COWSNAP_SNAPSHOT_INVALID;
-}
-
-static void check_loser(struct driver *d, struct model_image *image)
-{
-	struct driver_taken *taken = image->user;
-	uint64_t chunk_bytes = d->model.chunk_bytes[image->store];
-	uint64_t first = d->write_offset / chunk_bytes * chunk_bytes;
-	uint64_t end = (d->write_offset + d->write_length - 1) / chunk_bytes * chunk_bytes;
-	struct cowsnap_snapshot_info info;
-
-	end += chunk_bytes;
-	want_eq(d, image->origin, d->write_origin);
-	want(d, model_needs_range(&d->model, image, d->write_offset, d->write_length));
-	want(d, lets_snapshot_lose(taken));
-	want_eq(d, taken->invalid_events, 1);
-	want_eq(d, taken->event_reason, -ENOSPC);
-	want_eq(d, cowsnap_snapshot_info(taken->snapshot, &info, sizeof(info)), 0);
-	want_eq(d, info.reason, -ENOSPC);
-	want(d, info.reason_length > 0);
-	want(d, info.reason_offset >= first && info.reason_offset < end);
-	want(d, info.reason_offset + info.reason_length <= end);
-}
-
-/* After a write that went on: in each chain the losers are the newest ones. */
-static void check_chain(struct driver *d, const bool *lost)
-{
-	for (unsigned i = 0; i < d->model.images; i++) {
-		const struct model_image *older = d->model.image[i];
-
-		for (unsigned j = i + 1; lost[i] && j < d->model.images; j++) {
-			const struct model_image *newer = d->model.image[j];
-
-			if (newer->origin == older->origin && newer->store == older->store &&
-				newer->state == MODEL_ACTIVE)
-				want(d, lost[j]);
-		}
-	}
-}
-
-/* Returns: whether anybody lost. */
-static bool settle_losers(struct driver *d, int rc, const bool *may_fail)
-{
-	bool lost[MODEL_IMAGES] = {false};
-	bool refused = false;
-	bool any = false;
-
-	for (unsigned i = 0; i < d->model.images; i++) {
-		struct model_image *image = d->model.image[i];
-
-		lost[i] = newly_invalid(d, image);
-		any = any || lost[i];
-		if (lost[i]) {
-			want(d, may_fail[image->store]);
-			check_loser(d, image);
-		} else if (may_fail[image->store] && image->origin == d->write_origin &&
-			   model_needs_range(&d->model, image, d->write_offset, d->write_length)) {
-			refused = refused || lets_write_fail(image->user);
-		}
-	}
-	if (rc == 0)
-		check_chain(d, lost);
-	else
-		want(d, refused);
-	for (unsigned i = 0; i < d->model.images; i++) {
-		if (lost[i])
-			d->model.image[i]->state = MODEL_INVALID;
-	}
-	return any;
-}
-
-static bool chunk_saved(struct driver *d, const struct model_image *image, uint64_t chunk)
-{
-	const struct driver_taken *taken = image->user;
-	struct cowsnap_extent extent;
-	uint64_t offset = chunk * d->model.chunk_bytes[image->store];
-
-	want_eq(d, cowsnap_snapshot_extent(taken->snapshot, offset, 1, &extent), 0);
-	return extent.saved;
-}
-
-/* After a refused write: some chunks were saved before one could not be. For all or for none. */
-static void adopt_chunk(struct driver *d, unsigned s, uint64_t chunk)
-{
-	int saved = -1;
-
-	for (unsigned i = 0; i < d->model.images; i++) {
-		const struct model_image *image = d->model.image[i];
-
-		if (image->origin != d->write_origin || image->store != s ||
-			!model_needs(image, chunk))
-			continue;
-		if (saved < 0)
-			saved = chunk_saved(d, image, chunk);
-		want_eq(d, chunk_saved(d, image, chunk), saved);
-	}
-	if (saved > 0)
-		model_save_chunk(&d->model, d->write_origin, s, chunk);
-}
-
-static void adopt_partial(struct driver *d)
-{
-	for (unsigned s = 0; s < d->model.stores; s++) {
-		uint64_t last = model_last_chunk(&d->model, s, d->write_offset, d->write_length);
-
-		for (uint64_t c = model_first_chunk(&d->model, s, d->write_offset); c <= last; c++)
-			adopt_chunk(d, s, c);
-	}
-}
-
-static void host_writes(struct driver *d, enum cowsnap_write_kind kind)
-{
-	struct cowsnap_device *device = d->origin_device[d->write_origin];
-	uint64_t offset = d->write_offset;
-	uint64_t length = d->write_length;
-
-	switch (kind) {
-	case COWSNAP_WRITE:
-		driver_fill(d, d->scratch, length);
-		want_eq(d, cowsnap_device_write(device, d->scratch, offset, length), 0);
-		break;
-	case COWSNAP_DISCARD:
-		/* Reads as anything afterwards: as what, the device says. */
-		want_eq(d, cowsnap_device_discard(device, offset, length), 0);
-		want_eq(d, cowsnap_device_read(device, d->scratch, offset, length), 0);
-		break;
-	case COWSNAP_WRITE_ZEROES:
-		memset(d->scratch, 0, length);
-		want_eq(d, cowsnap_device_zero(device, offset, length), 0);
-		break;
-	}
-	model_write(&d->model, d->write_origin, d->scratch, offset, length);
+	d->host_offset = d->write_offset;
+	d->host_length = d->write_length;
+	if (!merging)
+		return;
+	chunk_bytes = d->model.chunk_bytes[merging->image->store];
+	end = (d->write_offset + d->write_length + chunk_bytes - 1) / chunk_bytes * chunk_bytes;
+	d->write_offset -= d->write_offset % chunk_bytes;
+	d->write_length = (end < size ? end : size) - d->write_offset;
 }
 
 static void choose_range(struct driver *d)
 {
-	uint64_t chunk_bytes = d->model.chunk_bytes[driver_below(d, d->model.stores)];
-	uint64_t size, room;
-
 	d->write_origin = (unsigned)driver_below(d, d->model.origins);
-	size = d->model.origin[d->write_origin].size_bytes;
-	d->write_offset = driver_below(d, size);
-	if (driver_below(d, 3) == 0)
-		d->write_offset = d->write_offset / chunk_bytes * chunk_bytes;
-	room = size - d->write_offset;
-	switch (driver_below(d, 8)) {
-	case 0:
-		d->write_length = room;
-		break;
-	case 1:
-		d->write_length = 1 + driver_below(d, room);
-		break;
-	case 2:
-		d->write_length = 1 + driver_below(d, chunk_bytes * 6);
-		break;
-	default:
-		d->write_length = 1 + driver_below(d, chunk_bytes);
-		break;
-	}
-	if (d->write_length > room)
-		d->write_length = room;
-}
-
-/* Ends the bracket now, or leaves it open over the next steps. */
-static void end_or_keep(struct driver *d, struct cowsnap_op *op, unsigned place)
-{
-	if (place < DRIVER_OPEN_MAX && driver_below(d, 2) > 0)
-		d->open[place].used = true;
-	else
-		cowsnap_write_end(op);
+	driver_range(
+		d, d->model.origin[d->write_origin].size_bytes, &d->write_offset, &d->write_length);
+	widen(d);
 }
 
 /* ---- What the host knows --------------------------------------------------------------------- */
@@ -322,14 +161,15 @@ static enum cowsnap_preimage_kind answer_badly(struct driver *d, struct cowsnap_
 	}
 }
 
-static enum cowsnap_preimage_kind tell(void *user, struct cowsnap_preimage_ask *ask)
+enum cowsnap_preimage_kind write_tell(void *user, struct cowsnap_preimage_ask *ask)
 {
 	struct driver *d = user;
 	const uint8_t *data = d->model.origin[d->write_origin].data + ask->offset;
 	uint64_t part = largest_chunk(d) * (1 + driver_below(d, 3));
 	bool may = false;
 
-	want(d, d->writing);
+	want(d, d->writing && !d->merging[d->write_origin]);
+	want(d, d->model.told);
 	for (unsigned s = 0; s < d->model.stores; s++)
 		may |= may_ask(d, s, ask->offset, ask->length);
 	want(d, may);
@@ -345,60 +185,213 @@ static enum cowsnap_preimage_kind tell(void *user, struct cowsnap_preimage_ask *
 	return COWSNAP_PREIMAGE_GIVEN;
 }
 
-static int begin(struct driver *d, enum cowsnap_write_kind kind, struct cowsnap_op *op)
+static bool merges_records(const struct driver *d)
 {
-	const struct cowsnap_preimage preimage = {.get = tell, .user = d};
+	const struct driver_taken *merging = d->merging[d->write_origin];
+
+	return merging && d->model.records[merging->image->store];
+}
+
+/* Would a bracket wait until a merge of records has come to the range? */
+static bool would_wait(const struct driver *d)
+{
+	const struct model_image *image;
+	uint64_t last;
+
+	if (!merges_records(d))
+		return false;
+	image = d->merging[d->write_origin]->image;
+	last = model_last_chunk(&d->model, image->store, d->host_offset, d->host_length);
+	for (uint64_t c = model_first_chunk(&d->model, image->store, d->host_offset);
+		c <= last && c < image->chunks; c++) {
+		if (image->chunk[c].copy)
+			return true;
+	}
+	return false;
+}
+
+/* ---- The write ------------------------------------------------------------------------------- */
+
+struct write {
+	enum cowsnap_write_kind kind;
+	bool by_library; /* all of it: cowsnap_origin_write() */
+	bool tells;      /* what it knows, in this bracket */
+	struct cowsnap_op brief;
+	struct cowsnap_op *op;
+	unsigned place; /* among those that may stay open; else DRIVER_OPEN_MAX */
+	bool may_fail[MODEL_STORES];
+	uint64_t wanted; /* copies */
+};
+
+static void choose(struct driver *d, struct write *w)
+{
+	static const enum cowsnap_write_kind kinds[] = {COWSNAP_WRITE, COWSNAP_WRITE, COWSNAP_WRITE,
+		COWSNAP_WRITE, COWSNAP_DISCARD, COWSNAP_WRITE_ZEROES};
+
+	w->kind = kinds[driver_below(d, sizeof(kinds) / sizeof(kinds[0]))];
+	choose_range(d);
+	w->by_library = driver_below(d, 5) == 0 || would_wait(d);
+	w->tells = !w->by_library && driver_below(d, 3) == 0;
+	w->place = (unsigned)driver_below(d, DRIVER_OPEN_MAX * 6);
+	w->op = &w->brief;
+	if (!w->by_library && w->place < DRIVER_OPEN_MAX && !d->open[w->place].used)
+		w->op = &d->open[w->place].op;
+	else
+		w->place = DRIVER_OPEN_MAX;
+	d->model.told = w->tells || d->asks[d->write_origin];
+	w->wanted = 0;
+	for (unsigned s = 0; s < d->model.stores; s++) {
+		uint64_t wanted = model_copies_wanted(
+			&d->model, d->write_origin, s, d->write_offset, d->write_length);
+
+		w->may_fail[s] = full_possible(d, s, wanted);
+		w->wanted += wanted;
+	}
+}
+
+static int begin(struct driver *d, struct write *w)
+{
+	const struct cowsnap_preimage preimage = {.get = write_tell, .user = d};
+	struct cowsnap_origin *origin = d->origin[d->write_origin];
 	int rc;
 
-	for (unsigned i = 0; i < d->model.images; i++) {
-		struct driver_taken *taken = d->model.image[i]->user;
-
-		taken->answer = -1;
-		taken->attempts = 0;
-	}
+	full_begin(d);
+	if (w->kind == COWSNAP_WRITE)
+		driver_fill(d, d->scratch, d->host_length);
 	d->writing = true;
-	rc = cowsnap_write_begin_with(d->origin[d->write_origin], kind, d->write_offset,
-		d->write_length, d->model.told ? &preimage : NULL, op);
+	if (w->by_library)
+		rc = cowsnap_origin_write(origin, w->kind,
+			w->kind == COWSNAP_WRITE ? d->scratch : NULL, d->host_offset,
+			d->host_length);
+	else
+		rc = cowsnap_write_begin_with(origin, w->kind, d->host_offset, d->host_length,
+			w->tells ? &preimage : NULL, w->op);
 	d->writing = false;
 	return rc;
 }
 
-void write_step(struct driver *d)
+static void host_writes(struct driver *d, enum cowsnap_write_kind kind)
 {
-	static const enum cowsnap_write_kind kinds[] = {COWSNAP_WRITE, COWSNAP_WRITE, COWSNAP_WRITE,
-		COWSNAP_WRITE, COWSNAP_DISCARD, COWSNAP_WRITE_ZEROES};
-	enum cowsnap_write_kind kind = kinds[driver_below(d, sizeof(kinds) / sizeof(kinds[0]))];
-	unsigned place = (unsigned)driver_below(d, DRIVER_OPEN_MAX * 6);
-	bool may_fail[MODEL_STORES];
-	struct cowsnap_op brief;
-	struct cowsnap_op *op = &brief;
-	uint64_t wanted = 0;
-	int rc;
+	struct cowsnap_device *device = d->origin_device[d->write_origin];
 
-	choose_range(d);
-	d->model.told = driver_below(d, 3) == 0;
-	driver_note(d, "write kind %d origin %u offset %llu length %llu%s", kind, d->write_origin,
-		(unsigned long long)d->write_offset, (unsigned long long)d->write_length,
-		d->model.told ? ", told" : "");
-	if (place < DRIVER_OPEN_MAX && !d->open[place].used)
-		op = &d->open[place].op;
-	else
-		place = DRIVER_OPEN_MAX;
-	for (unsigned s = 0; s < d->model.stores; s++) {
-		may_fail[s] = may_run_full(d, s);
-		wanted += model_copies_wanted(
-			&d->model, d->write_origin, s, d->write_offset, d->write_length);
+	switch (kind) {
+	case COWSNAP_WRITE:
+		want_eq(d, cowsnap_device_write(device, d->scratch, d->host_offset, d->host_length),
+			0);
+		break;
+	case COWSNAP_DISCARD:
+		want_eq(d, cowsnap_device_discard(device, d->host_offset, d->host_length), 0);
+		break;
+	case COWSNAP_WRITE_ZEROES:
+		want_eq(d, cowsnap_device_zero(device, d->host_offset, d->host_length), 0);
+		break;
 	}
-	rc = begin(d, kind, op);
-	want(d, rc == 0 || rc == -ENOSPC);
-	if (settle_losers(d, rc, may_fail) || rc)
-		d->exact = false;
-	if (rc) {
-		adopt_partial(d);
+}
+
+/* What was discarded reads as anything afterwards: as what, the volume says. */
+static void model_changes(struct driver *d, enum cowsnap_write_kind kind)
+{
+	if (kind == COWSNAP_WRITE_ZEROES)
+		memset(d->scratch, 0, d->host_length);
+	if (kind == COWSNAP_DISCARD)
+		want_eq(d,
+			cowsnap_origin_read(d->origin[d->write_origin], d->scratch, d->host_offset,
+				d->host_length),
+			0);
+	model_write(&d->model, d->write_origin, d->scratch, d->host_offset, d->host_length);
+}
+
+/* The library wrote chunk after chunk of what is merged, until one failed. */
+static void model_changes_partly(struct driver *d, enum cowsnap_write_kind kind)
+{
+	const struct model_origin *origin = &d->model.origin[d->write_origin];
+	const struct model_image *merging = d->merging[d->write_origin]->image;
+	uint64_t chunk_bytes = d->model.chunk_bytes[merging->store];
+	uint64_t end = d->host_offset + d->host_length, to;
+	uint8_t *now = malloc(d->host_length);
+	bool failed = false;
+
+	if (kind != COWSNAP_WRITE)
+		memset(d->scratch, 0, d->host_length);
+	want_eq(d,
+		cowsnap_origin_read(
+			d->origin[d->write_origin], now, d->host_offset, d->host_length),
+		0);
+	for (uint64_t at = d->host_offset; at < end; at = to) {
+		const uint8_t *is = now + (at - d->host_offset);
+
+		to = (at / chunk_bytes + 1) * chunk_bytes;
+		to = to < end ? to : end;
+		/* What lies behind its end is a part of its own. */
+		if (at < merging->size_bytes && to > merging->size_bytes)
+			to = merging->size_bytes;
+		failed = failed || (kind != COWSNAP_DISCARD &&
+					   memcmp(is, d->scratch + (at - d->host_offset), to - at));
+		want(d, !failed || !memcmp(is, origin->data + at, to - at));
+	}
+	model_write(&d->model, d->write_origin, now, d->host_offset, d->host_length);
+	free(now);
+}
+
+/* The bracket has begun: all that needs the range has it. */
+static void saved(struct driver *d, const struct write *w)
+{
+	if (!d->merging[d->write_origin]) {
+		d->copied += w->wanted;
+		model_save(&d->model, d->write_origin, d->write_offset, d->write_length);
 		return;
 	}
-	d->copied += wanted;
-	model_save(&d->model, d->write_origin, d->write_offset, d->write_length);
-	host_writes(d, kind);
-	end_or_keep(d, op, place);
+	d->copied += full_adopt(d);
+	/* There it was written in place, where it was not moved. */
+	if (would_wait(d))
+		return;
+	for (unsigned i = 0; i < d->model.images; i++) {
+		const struct model_image *image = d->model.image[i];
+		uint64_t c = model_first_chunk(&d->model, image->store, d->host_offset);
+		uint64_t last =
+			model_last_chunk(&d->model, image->store, d->host_offset, d->host_length);
+
+		for (; image->origin == d->write_origin && c <= last; c++)
+			want(d, !model_needs(image, c) || image->chunk[c].maybe);
+	}
+}
+
+/* Ends the bracket now, or leaves it open over the next steps. */
+static void end_or_keep(struct driver *d, const struct write *w)
+{
+	if (w->by_library)
+		return;
+	if (w->place < DRIVER_OPEN_MAX && driver_below(d, 2) > 0)
+		d->open[w->place].used = true;
+	else
+		cowsnap_write_end(w->op);
+}
+
+void write_step(struct driver *d)
+{
+	struct write w;
+	int rc;
+
+	choose(d, &w);
+	driver_note(d, "write kind %d origin %u offset %llu length %llu%s%s%s", w.kind,
+		d->write_origin, (unsigned long long)d->host_offset,
+		(unsigned long long)d->host_length, d->model.told ? ", told" : "",
+		w.by_library ? ", by the library" : "",
+		d->merging[d->write_origin] ? ", during a merge" : "");
+	rc = begin(d, &w);
+	want(d, rc == 0 || rc == -ENOSPC);
+	model_touch(&d->model, d->write_origin, d->write_offset, d->write_length);
+	if (full_settle(d, rc, w.may_fail) || rc)
+		d->exact = false;
+	if (rc) {
+		full_adopt(d);
+		if (merges_records(d) && w.by_library)
+			model_changes_partly(d, w.kind);
+		return;
+	}
+	saved(d, &w);
+	if (!w.by_library)
+		host_writes(d, w.kind);
+	model_changes(d, w.kind);
+	end_or_keep(d, &w);
 }

@@ -58,6 +58,8 @@ struct test_device {
 	pthread_mutex_t lock;
 	pthread_cond_t changed; /* a hold point's state */
 	bool log;
+	test_device_watcher *watcher;
+	void *watcher_user;
 	struct fault fault[TEST_IO_KINDS];
 	struct hold hold[TEST_DEVICE_HOLDS];
 	size_t entries;
@@ -73,6 +75,13 @@ static bool touches(const struct test_device_entry *call, uint64_t offset, uint6
 }
 
 /* ---- What happens in a call ------------------------------------------------------------------ */
+
+static _Atomic uint64_t numbers;
+
+static uint64_t next_number(void)
+{
+	return atomic_fetch_add_explicit(&numbers, 1, memory_order_relaxed) + 1;
+}
 
 /* Under the lock, which it gives up while it waits. */
 static void stop_at_hold(
@@ -99,7 +108,32 @@ struct call {
 	struct test_device_entry entry;
 	uint64_t move_bytes; /* of entry.length */
 	int error;
+	size_t logged; /* where; what is not in the log there is not this call */
 };
+
+/* Under the lock. */
+static void log_call(struct test_device *t, struct call *call)
+{
+	call->logged = t->entries;
+	if (!t->log)
+		return;
+	call->entry.began = next_number();
+	if (t->entries < TEST_DEVICE_LOG_MAX)
+		t->entry[t->entries] = call->entry;
+	t->entries++;
+}
+
+/* Under the lock. The log may have been forgotten meanwhile. */
+static void log_end(struct test_device *t, const struct call *call, int error)
+{
+	size_t at = call->logged;
+
+	if (at >= t->entries || at >= TEST_DEVICE_LOG_MAX ||
+		t->entry[at].began != call->entry.began)
+		return;
+	t->entry[at].error = error;
+	t->entry[at].ended = next_number();
+}
 
 /* Under the lock. */
 static void strike(struct test_device *t, struct call *call)
@@ -119,36 +153,46 @@ static void strike(struct test_device *t, struct call *call)
 	call->move_bytes = f->halfway ? call->entry.length / 2 / 16 * 16 : 0;
 }
 
-static struct call before(
-	struct test_device *t, enum test_io kind, uint64_t offset, uint64_t length)
+static struct call before_write(struct test_device *t, enum test_io kind, const void *data,
+	uint64_t offset, uint64_t length)
 {
-	struct call call = {{kind, offset, length}, length, 0};
+	struct call call = {
+		.entry = {.kind = kind, .offset = offset, .length = length}, .move_bytes = length};
 
 	atomic_fetch_add_explicit(&t->calls[kind], 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&t->bytes[kind], length, memory_order_relaxed);
 	if (!atomic_load_explicit(&t->watched, memory_order_relaxed))
 		return call;
 	pthread_mutex_lock(&t->lock);
-	if (t->log && t->entries < TEST_DEVICE_LOG_MAX)
-		t->entry[t->entries] = call.entry;
-	t->entries += t->log;
+	log_call(t, &call);
 	stop_at_hold(t, &call.entry, TEST_HOLD_BEFORE);
 	strike(t, &call);
+	if (t->watcher)
+		t->watcher(t->watcher_user, &call.entry, data);
 	pthread_mutex_unlock(&t->lock);
 	if (call.error)
 		atomic_fetch_add_explicit(&t->failed, 1, memory_order_relaxed);
 	return call;
 }
 
+static struct call before(
+	struct test_device *t, enum test_io kind, uint64_t offset, uint64_t length)
+{
+	return before_write(t, kind, NULL, offset, length);
+}
+
 /* @rc: of the bytes that moved. Returns: what the call returns. */
 static int after(struct test_device *t, const struct call *call, int rc)
 {
+	int error = call->error ? call->error : rc;
+
 	if (atomic_load_explicit(&t->watched, memory_order_relaxed)) {
 		pthread_mutex_lock(&t->lock);
 		stop_at_hold(t, &call->entry, TEST_HOLD_AFTER);
+		log_end(t, call, error);
 		pthread_mutex_unlock(&t->lock);
 	}
-	return call->error ? call->error : rc;
+	return error;
 }
 
 static int test_read(void *user, void *buffer, uint64_t offset, uint64_t length)
@@ -165,7 +209,7 @@ static int test_read(void *user, void *buffer, uint64_t offset, uint64_t length)
 static int put(struct test_device *t, enum test_io kind, const void *buffer, uint64_t offset,
 	uint64_t length)
 {
-	struct call call = before(t, kind, offset, length);
+	struct call call = before_write(t, kind, buffer, offset, length);
 	int rc = 0;
 
 	if (call.move_bytes)
@@ -393,6 +437,15 @@ size_t test_device_log(struct test_device *t, struct test_device_entry *entries,
 		memcpy(entries, t->entry, (kept < room ? kept : room) * sizeof(*entries));
 	pthread_mutex_unlock(&t->lock);
 	return count;
+}
+
+void test_device_watch(struct test_device *t, test_device_watcher *watcher, void *user)
+{
+	pthread_mutex_lock(&t->lock);
+	t->watcher = watcher;
+	t->watcher_user = user;
+	atomic_store_explicit(&t->watched, true, memory_order_relaxed);
+	pthread_mutex_unlock(&t->lock);
 }
 
 /* ---- Faults ---------------------------------------------------------------------------------- */

@@ -85,6 +85,10 @@ struct test_device_entry {
 	enum test_io kind;
 	uint64_t offset;
 	uint64_t length;
+	/* Numbers that rise over all devices of the process, so that logs can be put in order. */
+	uint64_t began;
+	uint64_t ended; /* 0: not yet */
+	int error;      /* how */
 };
 
 #define TEST_DEVICE_LOG_MAX 4096u
@@ -92,6 +96,14 @@ struct test_device_entry {
 /* Returns: how many calls were logged since the reset (only the first TEST_DEVICE_LOG_MAX are
  * kept); copies at most @room. */
 size_t test_device_log(struct test_device *t, struct test_device_entry *entries, size_t room);
+
+/* Is told of each call before its bytes move, one at a time. @data: of a write. The bytes are what
+ * test_device_inner() has; nothing else of this device may be called. */
+typedef void test_device_watcher(
+	void *user, const struct test_device_entry *call, const void *data);
+
+/* NULL: nobody. */
+void test_device_watch(struct test_device *t, test_device_watcher *watcher, void *user);
 
 /* ---- Faults ---- */
 

@@ -65,10 +65,25 @@ static struct cowsnap_run tail_run(
 	return run;
 }
 
+/* The newest run alone; count 0: there is none. */
+static int newest(struct cowsnap_store *store, uint64_t most, struct cowsnap_run *run)
+{
+	int count;
+
+	*run = (struct cowsnap_run){0};
+	count = cs_store_newest(store, 0, most, run, 1);
+	return count < 0 ? count : 0;
+}
+
+static int forget_run(struct cowsnap_store *store, const struct cowsnap_run *run)
+{
+	return cs_store_forget(store, run, 1);
+}
+
 static void expect_newest(struct dm_scene *s, uint64_t most, const struct cowsnap_run *must)
 {
-	struct cowsnap_run run = {1, 2, 3};
-	int rc = cs_store_newest(s->at[0].store, most, &run);
+	struct cowsnap_run run;
+	int rc = newest(s->at[0].store, most, &run);
 
 	cr_assert_eq(rc, 0, "%d: %s", rc, s->line);
 	cr_assert(run.first == must->first && run.count == must->count &&
@@ -102,7 +117,7 @@ static void save_all(struct dm_scene *s, uint64_t first, uint64_t count)
 /* As a merge does. */
 static int forget(struct dm_scene *s, const struct cowsnap_run *run)
 {
-	int rc = cs_store_forget(s->at[0].store, run);
+	int rc = forget_run(s->at[0].store, run);
 
 	if (!rc)
 		cowsnap_store_free(s->at[0].store, run->location, run->count);
@@ -144,7 +159,7 @@ Test(store_dm_merge, an_empty_store_has_none)
 	begin(&s, NULL);
 	expect_newest(&s, 1, &none);
 	expect_newest(&s, UINT64_MAX, &none);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, &run), -EINVAL);
+	cr_assert_eq(newest(s.at[0].store, 0, &run), -EINVAL);
 	cr_assert_eq(forget(&s, &none), -EINVAL);
 	cr_assert_eq(forget(&s, &some), -EINVAL);
 	dm_close(&s);
@@ -182,6 +197,67 @@ Test(store_dm_merge, the_run_is_the_kernel_s)
 	dm_close(&s);
 }
 
+/* Several runs at once, the newest first, of one area; the last may be forgotten in part. */
+Test(store_dm_merge, many_runs_are_forgotten_together)
+{
+	static const struct cowsnap_run must[] = {{30, 1, 8}, {20, 2, 6}, {10, 4, 2}};
+	struct record records[RECORDS + 1];
+	struct cowsnap_run run[4], wrong[2];
+	struct dm_scene s;
+
+	begin(&s, NULL);
+	save_all(&s, 10, 4);
+	save_all(&s, 20, 2);
+	save_all(&s, 30, 1);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 100, run, 4), 3);
+	cr_assert_arr_eq(run, must, sizeof(must));
+	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 100, run, 2), 2);
+	cr_assert_arr_eq(run, must, 2 * sizeof(must[0]));
+	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 5, run, 4), 3);
+	cr_assert_eq(run[2].first, 12);
+	cr_assert_eq(run[2].count, 2);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 2, 2, run, 4), 2);
+	cr_assert_eq(run[0].first, 20);
+	cr_assert_eq(run[1].first, 13);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 7, 1, run, 4), 0);
+	cr_assert_eq(cs_store_newest(s.at[0].store, UINT64_MAX, 1, run, 4), 0);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 5, run, 4), 3);
+	wrong[0] = must[1];
+	wrong[1] = must[0];
+	cr_assert_eq(cs_store_forget(s.at[0].store, wrong, 2), -EINVAL);
+	cr_assert_eq(read_records(&s, records), 7);
+	cr_assert_eq(cs_store_forget(s.at[0].store, run, 3), 0);
+	cr_assert_eq(read_records(&s, records), 2);
+	for (unsigned i = 0; i < 3; i++)
+		cs_store_free(s.at[0].store, run[i].location, run[i].count);
+	reopen(&s, 2);
+	expect_newest(&s, 100, &(struct cowsnap_run){10, 2, 2});
+	dm_close(&s);
+}
+
+/* What could not be made durable is put back, whole: of several runs too. */
+Test(store_dm_merge, many_runs_are_put_back)
+{
+	struct record records[RECORDS + 1], again[RECORDS + 1];
+	struct cowsnap_run run[3];
+	struct dm_scene s;
+	unsigned n;
+
+	begin(&s, NULL);
+	save_all(&s, 10, 4);
+	save_all(&s, 20, 2);
+	save_all(&s, 30, 1);
+	n = read_records(&s, records);
+	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 6, run, 3), 3);
+	test_device_fail(s.at[0].store_test, TEST_IO_WRITE, 1, false, -EIO);
+	cr_assert_eq(cs_store_forget(s.at[0].store, run, 3), -EIO);
+	cr_assert_eq(read_records(&s, again), n);
+	cr_assert_arr_eq(again, records, n * sizeof(records[0]));
+	cr_assert_eq(cs_store_forget(s.at[0].store, run, 3), 0);
+	cr_assert_eq(read_records(&s, again), n - 6);
+	dm_close(&s);
+}
+
 /* A batch ends where its area does, and the previous area is the tail then. */
 Test(store_dm_merge, areas_are_never_crossed)
 {
@@ -202,7 +278,7 @@ Test(store_dm_merge, areas_are_never_crossed)
 			cr_assert_eq(run.count, (n - 1) % 32 + 1);
 			expect_newest(&s, 100, &run);
 			two = last_part(run, run.count + 1);
-			cr_assert_eq(cs_store_forget(s.at[0].store, &two), -EINVAL);
+			cr_assert_eq(forget_run(s.at[0].store, &two), -EINVAL);
 			cr_assert_eq(forget(&s, &run), 0);
 			n -= run.count;
 			cr_assert_eq(read_records(&s, records), n);
@@ -222,7 +298,7 @@ Test(store_dm_merge, only_the_last_ones_can_be_forgotten)
 	begin(&s, NULL);
 	save_all(&s, 10, 3);
 	for (unsigned i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++)
-		cr_assert_eq(cs_store_forget(s.at[0].store, &wrong[i]), -EINVAL, "%u", i);
+		cr_assert_eq(forget_run(s.at[0].store, &wrong[i]), -EINVAL, "%u", i);
 	cr_assert_eq(read_records(&s, records), 3);
 	cr_assert_eq(forget(&s, &(struct cowsnap_run){12, 1, 4}), 0);
 	cr_assert_eq(forget(&s, &(struct cowsnap_run){10, 2, 2}), 0);
@@ -242,7 +318,7 @@ Test(store_dm_merge, a_long_run_comes_in_parts)
 			  .store_bytes = UINT64_C(5100) << 17});
 	save_all(&s, 0, left);
 	while (left) {
-		cr_assert_eq(cs_store_newest(s.at[0].store, UINT64_MAX, &run), 0);
+		cr_assert_eq(newest(s.at[0].store, UINT64_MAX, &run), 0);
 		cr_assert_geq(run.count, left < 4000 ? left : 4000);
 		cr_assert_eq(run.first + run.count, left);
 		cr_assert_eq(run.location, run.first + 2);
@@ -272,7 +348,7 @@ Test(store_dm_merge, what_was_forgotten_is_used_again)
 		cr_assert_eq(
 			cowsnap_store_alloc(s.at[0].store, 1, &run.location, &run.count), -ENOSPC);
 		for (n = read_records(&s, records); n > 20 + round; n -= run.count) {
-			cr_assert_eq(cs_store_newest(s.at[0].store, n - (20 + round), &run), 0);
+			cr_assert_eq(newest(s.at[0].store, n - (20 + round), &run), 0);
 			cr_assert_eq(forget(&s, &run), 0);
 		}
 		reopen(&s, n);
@@ -280,7 +356,7 @@ Test(store_dm_merge, what_was_forgotten_is_used_again)
 		cr_assert_eq(read_records(&s, records), n + 40);
 		cr_assert_eq(records[n].origin, room);
 		for (n += 40; n; n -= run.count) {
-			cr_assert_eq(cs_store_newest(s.at[0].store, 100, &run), 0);
+			cr_assert_eq(newest(s.at[0].store, 100, &run), 0);
 			cr_assert_eq(forget(&s, &run), 0);
 		}
 		cr_assert_eq(dm_usage(&s, 0).used_bytes, 0);
@@ -391,9 +467,9 @@ static void look_at_failed(struct dm_scene *s, bool healthy)
 	struct cowsnap_run run;
 
 	test_device_heal(s->at[0].store_test);
-	if (cs_store_newest(s->at[0].store, 100, &run) == -EIO) {
+	if (newest(s->at[0].store, 100, &run) == -EIO) {
 		cr_assert(!healthy, "broken");
-		cr_assert_eq(cs_store_forget(s->at[0].store, &newest_run), -EIO);
+		cr_assert_eq(forget_run(s->at[0].store, &newest_run), -EIO);
 		cr_assert_eq(cowsnap_store_alloc(s->at[0].store, 1, &location, &count), -EIO);
 		return;
 	}
@@ -420,9 +496,9 @@ static bool fault_life(const struct dm_scene_options *options, const struct faul
 	save_all(&s, SAVED - 8, 2);
 	save_all(&s, SAVED - GOES, GOES);
 	inject(&s, f);
-	rc = cs_store_newest(s.at[0].store, GOES, &run);
+	rc = newest(s.at[0].store, GOES, &run);
 	if (!rc)
-		rc = cs_store_forget(s.at[0].store, &run);
+		rc = forget_run(s.at[0].store, &run);
 	came = test_device_failed(s.at[0].store_test) > 0;
 	cr_assert_eq(rc, came ? -EIO : 0);
 	if (came)
@@ -462,7 +538,7 @@ Test(store_dm_merge, a_commit_fails_after_a_forget)
 	begin(&s, NULL);
 	save_all(&s, 0, 34);
 	for (unsigned n = 34; n > 28; n -= (unsigned)run.count) {
-		cr_assert_eq(cs_store_newest(s.at[0].store, n - 28, &run), 0);
+		cr_assert_eq(newest(s.at[0].store, n - 28, &run), 0);
 		cr_assert_eq(forget(&s, &run), 0);
 	}
 	run = (struct cowsnap_run){.first = 40};
@@ -489,11 +565,11 @@ Test(store_dm_merge, damage_is_told)
 	bytes = dm_bytes(&s, 0, &length);
 	dm_image_record(bytes, 512, 2, 2, 1);
 	dm_put_bytes(&s, 0, bytes, length);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 1, &run), -EBADMSG);
-	cr_assert_eq(cs_store_forget(s.at[0].store, &(struct cowsnap_run){2, 1, 4}), -EBADMSG);
+	cr_assert_eq(newest(s.at[0].store, 1, &run), -EBADMSG);
+	cr_assert_eq(forget_run(s.at[0].store, &(struct cowsnap_run){2, 1, 4}), -EBADMSG);
 	dm_image_record(bytes, 512, 2, 0, 0);
 	dm_put_bytes(&s, 0, bytes, length);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 1, &run), -EBADMSG);
+	cr_assert_eq(newest(s.at[0].store, 1, &run), -EBADMSG);
 	cr_assert_gt(s.lines, 0);
 	dm_image_record(bytes, 512, 2, 2, 4);
 	dm_put_bytes(&s, 0, bytes, length);
@@ -511,7 +587,7 @@ Test(store_dm_merge, no_memory_is_needed)
 	save_all(&s, 0, 40);
 	fail_alloc_at(s.memory, 1, true);
 	for (unsigned n = 40; n; n -= (unsigned)run.count) {
-		cr_assert_eq(cs_store_newest(s.at[0].store, 7, &run), 0);
+		cr_assert_eq(newest(s.at[0].store, 7, &run), 0);
 		cr_assert_eq(forget(&s, &run), 0);
 	}
 	cr_assert_eq(fail_alloc_calls(s.memory), 0);
@@ -523,6 +599,7 @@ Test(store_dm_merge, no_memory_is_needed)
 
 struct host {
 	struct cowsnap_run gives;
+	int runs;
 	struct cowsnap_run forgot;
 	int error;
 };
@@ -549,24 +626,27 @@ static void host_space(void *user, struct cowsnap_store_space *space)
 	space->limit_chunks = 16;
 }
 
-static int host_newest(void *user, uint64_t most, struct cowsnap_run *run)
+static int host_newest(
+	void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room)
 {
 	struct host *host = user;
 
-	(void)most;
-	*run = host->gives;
-	return host->error;
+	(void)skip, (void)most, (void)room;
+	*runs = host->gives;
+	return host->error ? host->error : host->runs;
 }
 
-static int host_forget(void *user, const struct cowsnap_run *run)
+static int host_forget(void *user, const struct cowsnap_run *runs, size_t count)
 {
 	struct host *host = user;
 
-	host->forgot = *run;
+	(void)count;
+	host->forgot = *runs;
 	return host->error;
 }
 
-static struct cowsnap_store *host_store(struct dm_scene *s, struct host *host, bool forgets)
+static struct cowsnap_store *host_store(
+	struct dm_scene *s, struct host *host, bool forgets, uint32_t flags)
 {
 	struct cowsnap_store_ops ops = {.size = sizeof(ops),
 		.alloc = host_alloc,
@@ -574,8 +654,10 @@ static struct cowsnap_store *host_store(struct dm_scene *s, struct host *host, b
 		.space = host_space,
 		.newest = host_newest,
 		.forget = forgets ? host_forget : NULL};
-	struct cowsnap_store_options options = {
-		.size = sizeof(options), .chunk_size_bytes = 4096, .device = s->at[0].store_device};
+	struct cowsnap_store_options options = {.size = sizeof(options),
+		.flags = flags,
+		.chunk_size_bytes = 4096,
+		.device = s->at[0].store_device};
 	struct cowsnap_store *store;
 
 	cr_assert_eq(cowsnap_store_create(s->ctx, &ops, &options, host, &store), 0);
@@ -585,31 +667,53 @@ static struct cowsnap_store *host_store(struct dm_scene *s, struct host *host, b
 Test(store_dm_merge, what_a_host_s_table_gives_is_checked)
 {
 	static const struct cowsnap_run wrong[] = {{0, 5, 2}, {0, 2, 23}, {0, 1, 24},
-		{0, 1, COWSNAP_LOCATION_NONE}, {UINT64_MAX, 2, 2}, {0, UINT64_MAX, 2}};
-	struct host host = {.gives = {7, 4, 20}};
+		{0, 1, COWSNAP_LOCATION_NONE}, {0, 0, 2}, {0, 1, COWSNAP_LOCATION_ZERO},
+		{UINT64_MAX, 2, 2}, {0, UINT64_MAX, 2}};
+	struct host host = {.gives = {7, 4, 20}, .runs = 1};
 	struct cowsnap_store *store;
 	struct cowsnap_run run;
 	struct dm_scene s;
 
 	dm_open(&s, NULL);
-	store = host_store(&s, &host, false);
-	cr_assert_eq(cs_store_newest(store, 4, &run), -ENOTSUP);
-	cr_assert_eq(cs_store_forget(store, &run), -ENOTSUP);
+	store = host_store(&s, &host, false, 0);
+	cr_assert_eq(newest(store, 4, &run), -ENOTSUP);
+	cr_assert_eq(forget_run(store, &run), -ENOTSUP);
 	cr_assert_eq(cowsnap_store_close(store), 0);
-	store = host_store(&s, &host, true);
-	cr_assert_eq(cs_store_newest(store, 4, &run), 0);
-	cr_assert_eq(cs_store_forget(store, &run), 0);
+	store = host_store(&s, &host, true, 0);
+	cr_assert_eq(newest(store, 4, &run), 0);
+	cr_assert_eq(forget_run(store, &run), 0);
 	cr_assert_arr_eq(&host.forgot, &run, sizeof(run));
 	for (unsigned i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
 		host.gives = wrong[i];
-		cr_assert_eq(cs_store_newest(store, 4, &run), -EIO, "%u", i);
+		cr_assert_eq(newest(store, 4, &run), -EIO, "%u", i);
 	}
-	host.gives = (struct cowsnap_run){0};
-	cr_assert_eq(cs_store_newest(store, 4, &run), 0);
-	cr_assert_eq(cs_store_forget(store, &run), -EINVAL);
+	host.runs = 2;
+	cr_assert_eq(newest(store, 4, &run), -EIO, "more than there is room for");
+	host.runs = 0;
+	cr_assert_eq(newest(store, 4, &run), 0);
+	cr_assert_eq(cs_store_forget(store, &run, 0), -EINVAL);
 	host.error = -ENXIO;
-	cr_assert_eq(cs_store_newest(store, 4, &run), -ENXIO);
-	cr_assert_eq(cs_store_forget(store, &wrong[0]), -ENXIO);
+	cr_assert_eq(newest(store, 4, &run), -ENXIO);
+	cr_assert_eq(forget_run(store, &wrong[0]), -ENXIO);
+	cr_assert_eq(cowsnap_store_close(store), 0);
+	dm_close(&s);
+}
+
+/* They were refused, so that a merge of such a store failed. */
+Test(store_dm_merge, a_host_s_table_may_give_zeroes)
+{
+	struct host host = {.gives = {7, 4, COWSNAP_LOCATION_ZERO}, .runs = 1};
+	struct cowsnap_store *store;
+	struct cowsnap_run run;
+	struct dm_scene s;
+
+	dm_open(&s, NULL);
+	store = host_store(&s, &host, true, COWSNAP_STORE_ZEROES);
+	cr_assert_eq(newest(store, 4, &run), 0);
+	cr_assert_eq(run.location, COWSNAP_LOCATION_ZERO);
+	cr_assert_eq(newest(store, 3, &run), -EIO);
+	host.gives.first = UINT64_MAX - 2;
+	cr_assert_eq(newest(store, 4, &run), -EIO);
 	cr_assert_eq(cowsnap_store_close(store), 0);
 	dm_close(&s);
 }

@@ -127,6 +127,24 @@ Test(store_dm_space, full_store_becomes_invalid_where_the_snapshot_loses)
 	end(&s);
 }
 
+/* As long as it is not dropped the store has it. */
+Test(store_dm_space, no_other_snapshot_beside_an_invalid_one)
+{
+	struct cowsnap_take_entry entry = {0};
+	struct dm_scene s;
+
+	begin(&s, &(struct dm_scene_options){.store_bytes = 6 * CHUNK});
+	entry.origin = s.at[0].origin;
+	entry.store = s.at[0].store;
+	cr_assert_eq(dm_write(&s, 0, 0, 5 * CHUNK, 1), 0);
+	cr_assert_eq(dm_state(&s, 0, NULL), COWSNAP_SNAPSHOT_INVALID);
+	cr_assert_eq(cowsnap_take(s.ctx, NULL, &entry, 1), -ENOTSUP);
+	dm_expect_promise(&s, 0);
+	cr_assert_eq(dm_drop(&s, 0), 0);
+	cr_assert_eq(dm_take(&s), 0);
+	end(&s);
+}
+
 /* The invalidation is on the device before the write is let go. */
 Test(store_dm_space, write_fails_if_invalidity_cannot_be_recorded)
 {
