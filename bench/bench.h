@@ -230,6 +230,8 @@ int bench_store_open(struct cowsnap_ctx *ctx, const struct bench_rig_options *wh
 	struct cowsnap_device *device, struct cowsnap_store **store);
 /* Writes each page, so that no page fault is left. */
 int bench_device_fill(struct cowsnap_device *device, uint64_t bytes);
+/* A new file of zeroes in @folder; its name into @path. */
+int bench_file_make(const char *folder, const char *what, uint64_t bytes, char *path, size_t room);
 
 /* One bracket with nothing in it. */
 int bench_bracket(struct cowsnap_origin *origin, uint64_t offset, uint64_t length);
@@ -260,6 +262,7 @@ int bench_changes(struct bench_report *report, const struct bench_options *optio
 int bench_preimage(struct bench_report *report, const struct bench_options *options);
 int bench_release(struct bench_report *report, const struct bench_options *options);
 int bench_drop_many(struct bench_report *report, const struct bench_options *options);
+int bench_merge(struct bench_report *report, const struct bench_options *options);
 int bench_ladder(struct bench_report *report, const struct bench_options *options);
 
 #endif

@@ -39,6 +39,7 @@ static const struct scenario scenarios[] = {
 	{"changes", bench_changes},
 	{"release", bench_release},
 	{"drop", bench_drop_many},
+	{"merge", bench_merge},
 };
 
 #define SCENARIO_COUNT (sizeof(scenarios) / sizeof(scenarios[0]))
@@ -183,7 +184,8 @@ static error_t parse_option(int key, char *text, struct argp_state *state)
 static const char scenario_help[] =
 	"Measure what cowsnap costs.\v"
 	"SCENARIO is one of hook, first-touch, take, snapread, gate, map, commit, persist, open, "
-	"uring, ladder, changes, release, drop, load, all. Exit status: 0; 1 if the library or the "
+	"handover, uring, ladder, changes, preimage, release, drop, merge, load, all. Exit status: "
+	"0; 1 if the library or the "
 	"machine failed; 64 for "
 	"wrong arguments. A "
 	"missed target is not a failure.";

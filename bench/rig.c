@@ -4,9 +4,11 @@
  */
 #include "bench.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "model_device.h"
 
@@ -55,6 +57,22 @@ int bench_device_fill(struct cowsnap_device *device, uint64_t bytes)
 	}
 	free(buffer);
 	return err;
+}
+
+int bench_file_make(const char *folder, const char *what, uint64_t bytes, char *path, size_t room)
+{
+	int fd;
+
+	snprintf(path, room, "%s/cowsnap-bench-%s.XXXXXX", folder, what);
+	fd = mkstemp(path);
+	if (fd < 0)
+		return bench_check(-errno, path);
+	if (ftruncate(fd, (off_t)bytes) < 0) {
+		close(fd);
+		return bench_check(-errno, "ftruncate");
+	}
+	close(fd);
+	return 0;
 }
 
 int bench_store_open(struct cowsnap_ctx *ctx, const struct bench_rig_options *what,

@@ -57,22 +57,6 @@ static void log_line(void *user, enum cowsnap_log_level level, const char *messa
 
 static const struct cowsnap_log uring_log = {.size = sizeof(uring_log), .write = log_line};
 
-static int make_file(const struct uring_bed *bed, const char *what, char *path, size_t room)
-{
-	int fd;
-
-	snprintf(path, room, "%s/cowsnap-bench-%s.XXXXXX", bed->folder, what);
-	fd = mkstemp(path);
-	if (fd < 0)
-		return bench_check(-errno, path);
-	if (ftruncate(fd, (off_t)bed->bytes) < 0) {
-		close(fd);
-		return bench_check(-errno, "ftruncate");
-	}
-	close(fd);
-	return 0;
-}
-
 static int open_device(struct uring_bed *bed, const char *path, struct cowsnap_device **device)
 {
 	struct cowsnap_file_options options = {.size = sizeof(options), .flags = bed->flags};
@@ -122,9 +106,11 @@ static int uring_setup(void *arg)
 	if (posix_memalign((void **)&bed->data, CHUNK_BYTES, CHUNK_BYTES))
 		return bench_check(-ENOMEM, "memory");
 	memset(bed->data, 1, CHUNK_BYTES);
-	err = make_file(bed, "origin", bed->origin_path, sizeof(bed->origin_path));
+	err = bench_file_make(
+		bed->folder, "origin", bed->bytes, bed->origin_path, sizeof(bed->origin_path));
 	if (!err)
-		err = make_file(bed, "store", bed->store_path, sizeof(bed->store_path));
+		err = bench_file_make(
+			bed->folder, "store", bed->bytes, bed->store_path, sizeof(bed->store_path));
 	return err ? err : open_all(bed);
 }
 
