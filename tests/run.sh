@@ -146,7 +146,7 @@ check dev
 check asan
 check tsan
 check clang-tsa
-fuzz 20
+fuzz 10
 ((planted == 17)) || failures+=("$planted planted faults were reported, not 17")
 finish "all of $total tests passed: plain with clients, budgets and style, under ASan+UBSan with\
  leaks, concurrent under TSan, thread-safety analysis, fuzzed; $planted planted faults reported"

@@ -13,7 +13,7 @@
 #define STATES_RANDOM 10000u
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define STRIDE 15u
+#define STRIDE 25u
 #else
 #define STRIDE 1u
 #endif

@@ -20,7 +20,7 @@
 #if defined(CS_TEST_STANDIN)
 #define STEP 8
 #elif defined(__SANITIZE_ADDRESS__)
-#define STEP 3
+#define STEP 5
 #else
 #define STEP 1
 #endif
