@@ -262,7 +262,8 @@ static bool make_invalid(struct cowsnap_snapshot *s, int reason, uint64_t offset
 		s->reason_offset = offset;
 		s->reason_length = length;
 		/* Release: the reason; pairs with cs_snapshot_live. seq_cst: before the origin
-		 * write that spoils the snapshot; pairs with state_error. */
+		 * write that spoils the snapshot; pairs with
+		 * cs_snapshot_state_error. */
 		lost = atomic_compare_exchange_strong_explicit(&s->state, &state,
 			COWSNAP_SNAPSHOT_INVALID, memory_order_seq_cst, memory_order_relaxed);
 		if (!lost)

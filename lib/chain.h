@@ -165,6 +165,25 @@ static inline bool cs_snapshot_live(const struct cowsnap_snapshot *s)
 	return atomic_load_explicit(&s->state, memory_order_acquire) == COWSNAP_SNAPSHOT_ACTIVE;
 }
 
+/* Returns: 0; why the content of a snapshot in this state is not to be had. */
+static inline int cs_snapshot_state_error(const struct cowsnap_snapshot *s)
+{
+	/* seq_cst: after data was read; pairs with cs_snapshot_lose. And after being counted as
+	 * somebody who writes to it; pairs with busy_elsewhere. */
+	switch (atomic_load_explicit(&s->state, memory_order_seq_cst)) {
+	case COWSNAP_SNAPSHOT_ACTIVE:
+		return 0;
+	case COWSNAP_SNAPSHOT_INVALID:
+		return -ESTALE;
+	case COWSNAP_SNAPSHOT_MAP_ONLY:
+		return -ENODATA;
+	case COWSNAP_SNAPSHOT_MERGING:
+		return -EBUSY;
+	default:
+		return -EIDRM;
+	}
+}
+
 /* Does it need to be told of writes: live, map-only or being merged? */
 static inline bool cs_snapshot_counts(const struct cowsnap_snapshot *s)
 {

@@ -70,6 +70,23 @@ bool cs_merge_lookup(const struct cs_merge *m, uint64_t chunk, uint64_t *locatio
 	return there;
 }
 
+static void claimant_woken(struct cowsnap_map_waiter *waiter)
+{
+	cs_task_wake(cs_container_of(waiter, struct cs_merge_claimant, waiter)->task);
+}
+
+int cs_merge_claim(struct cs_merge *m, uint64_t first, uint64_t count, struct cowsnap_run *run,
+	struct cs_merge_claimant *claimant, enum cs_step *step)
+{
+	int rc = cowsnap_map_claim(&m->busy, first, count, run);
+
+	if (rc != COWSNAP_CLAIM_BUSY)
+		return rc < 0 ? rc : 0;
+	claimant->waiter.wake = claimant_woken;
+	*step = cowsnap_map_wait(&m->busy, run->first, &claimant->waiter) ? CS_GO_ON : CS_PARK;
+	return rc;
+}
+
 void cs_merge_set_target(
 	const struct cs_merge *m, const struct cowsnap_run *run, struct cowsnap_copy_target *target)
 {
@@ -140,6 +157,21 @@ int cs_merge_settle_over(struct cs_merge *m, const struct cowsnap_run *run)
 	if (!rc)
 		cs_merge_count(m, moved);
 	return rc;
+}
+
+int cs_merge_settle_forgotten(struct cs_merge *m)
+{
+	while (m->forgotten_count) {
+		const struct cowsnap_run *run = &m->forgotten[m->forgotten_count - 1];
+		int rc = cs_merge_settle_over(m, run);
+
+		if (rc)
+			return rc;
+		cs_merge_unclaim(m, run);
+		m->forgotten_count--;
+	}
+	cs_merge_wake_waiting(m);
+	return 0;
 }
 
 bool cs_merge_others_need(const struct cs_heads *heads, uint64_t offset, uint64_t length)
@@ -239,19 +271,9 @@ static void drain(struct cowsnap_origin *origin)
 
 static int state_error(const struct cowsnap_snapshot *s)
 {
-	/* Acquire: pairs with cs_snapshot_lose. */
-	switch (atomic_load_explicit(&s->state, memory_order_acquire)) {
-	case COWSNAP_SNAPSHOT_ACTIVE:
-		return cs_bits_any(&s->released) ? -ENODATA : 0;
-	case COWSNAP_SNAPSHOT_INVALID:
-		return -ESTALE;
-	case COWSNAP_SNAPSHOT_MAP_ONLY:
-		return -ENODATA;
-	case COWSNAP_SNAPSHOT_MERGING:
-		return -EBUSY;
-	default:
-		return -EIDRM;
-	}
+	int rc = cs_snapshot_state_error(s);
+
+	return !rc && cs_bits_any(&s->released) ? -ENODATA : rc;
 }
 
 int cs_merge_set_merging(struct cowsnap_snapshot *s, bool merging)
@@ -332,13 +354,6 @@ static void set_origin_merge(struct cowsnap_origin *origin, struct cs_merge *m)
 {
 	/* Release: pairs with cs_origin_merge. */
 	atomic_store_explicit(&origin->merge, m, memory_order_release);
-}
-
-static void give_up_forgotten(struct cs_merge *m)
-{
-	while (m->forgotten_count)
-		cs_merge_unclaim(m, &m->forgotten[--m->forgotten_count]);
-	cs_merge_wake_waiting(m);
 }
 
 int cs_merge_retire(struct cs_merge *m)
@@ -650,11 +665,13 @@ static int leave(struct cowsnap_snapshot *s)
 	if (atomic_exchange_explicit(&m->running, true, memory_order_acquire))
 		return -EBUSY;
 	if (cs_turn_wait(ctx, UINT64_MAX)) {
-		/* It may have been given up before it was ready. */
+		/* It may have been given up before it was ready. And who waits for a claim must not
+		 * write in place where there is no record any more. */
 		if (cs_origin_merge(m->origin) == m && is_ready(m))
+			rc = cs_merge_settle_forgotten(m);
+		if (!rc)
 			rc = cs_merge_retire(m);
 		if (!rc) {
-			give_up_forgotten(m);
 			drain(m->origin);
 			cs_merge_empty(m);
 		}

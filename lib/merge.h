@@ -59,6 +59,16 @@ static inline bool cs_merge_is_ready(const struct cs_merge *m)
 	       atomic_load_explicit(&m->ended, memory_order_acquire);
 }
 
+/* Who waits for a claim of others in `busy`. */
+struct cs_merge_claimant {
+	struct cowsnap_map_waiter waiter;
+	struct cs_task *task;
+};
+
+/* Claims the first chunks of a range, that nobody else has. Returns: 0; COWSNAP_CLAIM_BUSY: the
+ * same step of @claimant's task is to come again, as *@step says; -ENOMEM. */
+int cs_merge_claim(struct cs_merge *m, uint64_t first, uint64_t count, struct cowsnap_run *run,
+	struct cs_merge_claimant *claimant, enum cs_step *step);
 /* Where a run is copied to, from where the snapshot has it; zeroes have no source. */
 void cs_merge_set_target(const struct cs_merge *m, const struct cowsnap_run *run,
 	struct cowsnap_copy_target *target);
@@ -73,6 +83,8 @@ int cs_merge_settle(struct cs_merge *m, const struct cowsnap_run *run);
 int cs_merge_settle_mask(struct cs_merge *m, uint64_t first, uint64_t mask);
 /* The same of chunks that were overwritten: of these not all had to be moved. */
 int cs_merge_settle_over(struct cs_merge *m, const struct cowsnap_run *run);
+/* What forgotten records were about, and is still claimed. */
+int cs_merge_settle_forgotten(struct cs_merge *m);
 /* Is there something in the range that others need before it is overwritten? @heads: NULL: none. */
 bool cs_merge_others_need(const struct cs_heads *heads, uint64_t offset, uint64_t length);
 /* It has moved on: brackets that wait for it look again. */

@@ -70,17 +70,10 @@ static enum cs_step wait_for_merge(struct cs_save *save, uint64_t chunk, bool re
 	return parks ? CS_PARK : CS_GO_ON;
 }
 
-static void busy_wake(struct cowsnap_map_waiter *waiter)
-{
-	struct cs_save *save = cs_container_of(waiter, struct cs_save, busy);
-
-	cs_task_wake(&save->op->task);
-}
-
 static enum cs_step wait_for_claim(struct cs_save *save, uint64_t chunk)
 {
 	save->step = look_again;
-	save->busy.wake = busy_wake;
+	save->busy.wake = cs_save_busy_woken;
 	return cowsnap_map_wait(&merge_of(save)->busy, chunk, &save->busy) ? CS_GO_ON : CS_PARK;
 }
 

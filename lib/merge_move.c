@@ -42,6 +42,8 @@ void cs_movers_init(struct cs_moving *moving)
 {
 	moving->error = 0;
 	moving->open = 0;
+	moving->movers = 0;
+	moving->stopped = false;
 	moving->open_bytes = 0;
 	moving->waits = false;
 	moving->used = 0;
@@ -60,8 +62,10 @@ struct cs_mover *cs_mover_get(struct cs_moving *moving)
 		moving->free = mover->next;
 	else if (moving->used < CS_MOVERS)
 		mover = &moving->mover[moving->used++];
-	if (mover)
+	if (mover) {
 		mover->moving = moving;
+		mover->save = NULL;
+	}
 	return mover;
 }
 
@@ -231,28 +235,22 @@ static enum cs_step next_copy(struct cs_mover *mover)
 
 /* ---- The claim ------------------------------------------------------------------------------- */
 
-static void busy_wake(struct cowsnap_map_waiter *waiter)
-{
-	cs_task_wake(&cs_container_of(waiter, struct cs_mover, busy)->op.task);
-}
-
 static enum cs_step claim(struct cs_mover *mover)
 {
-	struct cowsnap_map *busy = &merge_of(mover)->busy;
 	const struct cowsnap_run *run = &mover->run;
 
 	mover->credited = true;
+	mover->step = claim;
+	mover->claimant.task = &mover->op.task;
 	while (mover->claimed < run->count) {
 		struct cowsnap_run got;
-		int rc = cowsnap_map_claim(
-			busy, run->first + mover->claimed, run->count - mover->claimed, &got);
+		enum cs_step step;
+		int rc = cs_merge_claim(merge_of(mover), run->first + mover->claimed,
+			run->count - mover->claimed, &got, &mover->claimant, &step);
 
-		if (rc == COWSNAP_CLAIM_BUSY) {
-			mover->step = claim;
-			mover->busy.wake = busy_wake;
-			return cowsnap_map_wait(busy, got.first, &mover->busy) ? CS_GO_ON : CS_PARK;
-		}
-		if (rc < 0)
+		if (rc == COWSNAP_CLAIM_BUSY)
+			return step;
+		if (rc)
 			return ended(mover, rc);
 		mover->claimed = got.first + got.count - run->first;
 	}
@@ -311,12 +309,40 @@ static void put_save(struct cs_mover *mover)
 	mover->save = NULL;
 }
 
+static void abandoned(struct cs_save *save)
+{
+	struct cs_mover *mover = cs_container_of(save->op, struct cs_mover, op);
+
+	cs_queue_untime(&mover->op.task);
+	mover->op.abandon = NULL;
+	put_save(mover);
+	mover->inside = false;
+	ended(mover, -ECANCELED);
+}
+
+void cs_movers_stop(struct cs_moving *moving)
+{
+	unsigned count = moving->merge->records ? moving->movers : moving->used;
+
+	if (moving->stopped)
+		return;
+	moving->stopped = true;
+	for (unsigned i = 0; i < count; i++) {
+		struct cs_op *op = &moving->mover[i].op;
+
+		op->cancelled = true;
+		if (moving->mover[i].save && op->abandon)
+			op->abandon(op);
+	}
+}
+
 static enum cs_step save(struct cs_mover *mover)
 {
 	enum cs_step step = cs_save_run(mover->save);
 
 	if (step == CS_PARK)
 		return CS_PARK;
+	mover->op.abandon = NULL;
 	put_save(mover);
 	if (!mover->op.error)
 		return saved(mover);
@@ -330,6 +356,12 @@ static enum cs_step enter(struct cs_mover *mover)
 	struct cs_moving *moving = mover->moving;
 	struct cs_heads *heads;
 
+	/* It may have waited for a record. */
+	if (mover->op.cancelled) {
+		if (mover->save)
+			put_save(mover);
+		return ended(mover, -ECANCELED);
+	}
 	cs_gate_enter(&origin->gate, &mover->op.pass);
 	heads = cs_origin_heads(origin, mover->op.pass.slot);
 	/* What lies between the parts is not the merging snapshot's to be told of: it has not
@@ -350,6 +382,8 @@ static enum cs_step enter(struct cs_mover *mover)
 	mover->inside = true;
 	cs_save_init(mover->save, &mover->op, heads, cs_save_look);
 	mover->save->moving = true;
+	mover->save->abandoned = abandoned;
+	mover->op.turn.record = mover->save; /* where its steps look for it */
 	mover->step = save;
 	return CS_GO_ON;
 }
@@ -403,6 +437,7 @@ void cs_mover_start(struct cs_mover *mover)
 	mover->op.length = length < size - at ? length : size - at;
 	mover->op.error = 0;
 	mover->op.cancelled = false;
+	mover->op.abandon = NULL;
 	mover->stage = CS_MOVER_WORKS;
 	mover->inside = mover->credited = false;
 	mover->save = NULL;

@@ -40,7 +40,7 @@ struct cs_mover {
 	uint64_t claimed;  /* chunks of the run, from the first on */
 	unsigned at;       /* the part to go on with, ... */
 	uint64_t at_chunk; /* ... from this chunk on */
-	struct cowsnap_map_waiter busy;
+	struct cs_merge_claimant claimant;
 	struct cowsnap_copy copy; /* of these: */
 	struct cowsnap_run moved[CS_MOVER_PARTS];
 	struct cowsnap_copy_target target[CS_MOVER_PARTS];
@@ -61,6 +61,7 @@ struct cs_moving {
 	uint64_t left; /* bytes that the caller wants */
 	int error;     /* the first */
 	bool all;      /* there is nothing more to be moved */
+	bool stopped;  /* it failed or was cancelled: who saves for others gives that up */
 	unsigned open; /* movers that are under way */
 	uint64_t open_bytes;
 	bool alone;    /* no other snapshot of the origin needs anything */
@@ -99,6 +100,8 @@ void cs_mover_put(struct cs_mover *mover);
 void cs_mover_start(struct cs_mover *mover);
 /* Goes on with one that has saved. */
 void cs_mover_go_on(struct cs_mover *mover);
+/* Those who save for others, which may wait for a host, give that up. On the queue's thread. */
+void cs_movers_stop(struct cs_moving *moving);
 /* Gives up what one who has arrived holds, but for claims of chunks that are to stay claimed. */
 void cs_mover_release(struct cs_mover *mover, bool keep_claims);
 

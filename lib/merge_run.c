@@ -18,7 +18,8 @@
  *
  * Locking: none over a step.
  *
- * Failure: a mover that fails ends the call; what others have moved stays moved. The next call
+ * Failure: a mover that fails ends the call, as does being cancelled; what others have moved stays
+ * moved, and those that save for others, which may wait for a host, give that up. The next call
  * begins with the chunk that failed.
  */
 #include <errno.h>
@@ -57,31 +58,42 @@ static enum cs_step go_to(struct cs_moving *moving, enum cs_step (*step)(struct 
 	return CS_GO_ON;
 }
 
-/* R3 */
-static enum cs_step when_movers_end(
-	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
+static enum cs_step throttled(struct cs_moving *moving);
+
+static bool has_ended(const struct cs_moving *moving)
 {
-	moving->step = step;
-	moving->waits = moving->open > 0;
-	return moving->waits ? CS_PARK : CS_GO_ON;
+	return moving->error || moving->op->cancelled;
 }
 
 /* Is that all for this call? */
 static bool stops(const struct cs_moving *moving)
 {
-	return moving->error || moving->op->cancelled || !moving->left;
+	return has_ended(moving) || !moving->left;
 }
 
-static enum cs_step throttled(struct cs_moving *moving);
-
-static void abandon_throttle(struct cs_op *op)
+/* It is cancelled, or a mover has failed. */
+static void abandon(struct cs_op *op)
 {
 	struct cs_moving *moving = op->turn.record;
 
-	if (!cs_copier_unthrottle(copier_of(moving), &op->task.waiter))
-		return;
-	cs_queue_untime(&op->task);
-	cs_task_wake(&op->task);
+	if (moving->step == throttled &&
+		cs_copier_unthrottle(copier_of(moving), &op->task.waiter)) {
+		cs_queue_untime(&op->task);
+		cs_task_wake(&op->task);
+	}
+	cs_movers_stop(moving);
+}
+
+/* R3 */
+static enum cs_step when_movers_end(
+	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
+{
+	if (has_ended(moving))
+		cs_movers_stop(moving);
+	moving->step = step;
+	moving->waits = moving->open > 0;
+	moving->op->abandon = moving->waits ? abandon : NULL;
+	return moving->waits ? CS_PARK : CS_GO_ON;
 }
 
 /* Goes on with moving->admitted when the throttle lets admit_bytes go. */
@@ -94,7 +106,7 @@ static enum cs_step admit(struct cs_moving *moving)
 	if (!until_ns)
 		return go_to(moving, moving->admitted);
 	moving->step = throttled;
-	op->abandon = abandon_throttle;
+	op->abandon = abandon;
 	op->task.deadline_ns = until_ns;
 	return CS_PARK;
 }
@@ -463,7 +475,7 @@ static enum cs_step batch_saved(struct cs_moving *moving)
 		return when_movers_end(moving, batch_saved);
 	if (moving->op->cancelled)
 		moving->now->runs = 0;
-	if (moving->error || moving->op->cancelled)
+	if (has_ended(moving))
 		cut_batch(moving, CS_MOVER_SAVED);
 	for (unsigned i = 0; i < moving->movers; i++) {
 		if (moving->mover[i].stage == CS_MOVER_SAVED)
@@ -483,22 +495,6 @@ static enum cs_step start_batch(struct cs_moving *moving)
 	return go_to(moving, batch_saved);
 }
 
-/* What an earlier call has left. */
-static int settle_forgotten(struct cs_merge *m)
-{
-	while (m->forgotten_count) {
-		const struct cowsnap_run *run = &m->forgotten[m->forgotten_count - 1];
-		int rc = cs_merge_settle_over(m, run);
-
-		if (rc)
-			return rc;
-		cs_merge_unclaim(m, run);
-		m->forgotten_count--;
-	}
-	cs_merge_wake_waiting(m);
-	return 0;
-}
-
 static enum cs_step batch(struct cs_moving *moving)
 {
 	int count;
@@ -507,7 +503,7 @@ static enum cs_step batch(struct cs_moving *moving)
 		return go_to(moving, over);
 	if (is_long(moving))
 		return rest(moving);
-	count = settle_forgotten(moving->merge);
+	count = cs_merge_settle_forgotten(moving->merge);
 	if (!count)
 		count = next_batch(moving);
 	if (count < 0)
@@ -596,6 +592,7 @@ static enum cs_step take_turn(struct cs_moving *moving)
 
 static enum cs_step over(struct cs_moving *moving)
 {
+	moving->op->abandon = NULL;
 	/* What was found, but not begun, is found again. */
 	if (moving->next && moving->merge->cursor > moving->next->run.first)
 		moving->merge->cursor = moving->next->run.first;

@@ -455,7 +455,10 @@ static const struct cs_op_kind bracket = {
 void cs_save_abandoned(struct cs_save *save)
 {
 	cs_save_fail(save, -ECANCELED);
-	cs_op_abandoned(save->op);
+	if (save->abandoned)
+		save->abandoned(save);
+	else
+		cs_op_abandoned(save->op);
 }
 
 int cowsnap_write_begin_with_async(struct cowsnap_origin *origin, struct cowsnap_queue *queue,

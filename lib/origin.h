@@ -157,6 +157,8 @@ struct cs_save {
 	/* Nobody writes: an error is only op->error, nobody loses, the gate is not left and nothing
 	 * is recorded as changed that is not saved. */
 	bool no_write;
+	/* The end of one that was abandoned; NULL: that of its operation. */
+	void (*abandoned)(struct cs_save *save);
 	struct cs_trouble trouble;
 	struct cs_credit credit;
 	const struct cowsnap_preimage *preimage; /* NULL: nobody is asked */
@@ -205,6 +207,8 @@ enum cs_step cs_save_look(struct cs_save *save);
 enum cs_step cs_save_fail(struct cs_save *save, int error);
 /* Its waiter was taken out: ends the operation with -ECANCELED. */
 void cs_save_abandoned(struct cs_save *save);
+/* The wake of save->busy: the task goes on. */
+void cs_save_busy_woken(struct cowsnap_map_waiter *waiter);
 /* What the host knows of the first part of a run that is about to be copied: @run is cut to what
  * the answer is about, and the job has it. */
 void cs_save_ask(struct cs_save *save, const struct cs_head *head, struct cs_save_job *job,

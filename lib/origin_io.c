@@ -93,6 +93,11 @@ static enum cs_step enter(struct cs_origin_io *io)
 	return CS_PARK;
 }
 
+void cs_origin_io_enter_anew(struct cs_origin_io *io)
+{
+	io->step = enter;
+}
+
 void cs_origin_io_init(struct cs_origin_io *io, struct cowsnap_origin *origin, struct cs_op *op,
 	enum cs_step (*entered)(struct cs_origin_io *io))
 {
@@ -197,6 +202,9 @@ static enum cs_step origin_flushed(struct cs_origin_io *io)
 
 static enum cs_step store_flushed(struct cs_origin_io *io)
 {
+	/* What was written in place is of use only with its record. */
+	if (!io->result && io->merge && io->merge->records)
+		io->result = cs_store_broken(io->merge->snapshot->chain->store);
 	if (io->result)
 		return cs_origin_io_end(io, io->result);
 	cs_origin_io_leave(io);

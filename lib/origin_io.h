@@ -40,6 +40,8 @@ enum cs_step cs_origin_io_request(struct cs_origin_io *io, struct cowsnap_device
 	enum cowsnap_io_kind kind, const void *buffer, uint64_t offset, uint64_t length,
 	enum cs_step (*next)(struct cs_origin_io *io));
 void cs_origin_io_leave(struct cs_origin_io *io);
+/* From the gate on, outside of it. */
+void cs_origin_io_enter_anew(struct cs_origin_io *io);
 enum cs_step cs_origin_io_end(struct cs_origin_io *io, int error);
 
 /* Are its requests submitted? Else devices are called. */

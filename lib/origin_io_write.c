@@ -36,7 +36,7 @@ struct writing {
 	uint64_t stop;                                   /* of the part under way */
 	enum cs_step (*opened)(struct cs_origin_io *io); /* the step inside the bracket */
 	struct cowsnap_run run;                          /* claimed */
-	struct cowsnap_map_waiter busy;
+	struct cs_merge_claimant claimant;
 	unsigned noted; /* of the first chunk and the last one */
 	uint64_t place; /* of w->next, in the store */
 	/* A block of the store's device that is written in part. */
@@ -150,11 +150,6 @@ static enum cs_step write_unmoved(struct writing *w, uint64_t from, uint64_t sto
 
 /* ---- Claims ---------------------------------------------------------------------------------- */
 
-static void busy_wake(struct cowsnap_map_waiter *waiter)
-{
-	cs_task_wake(&cs_container_of(waiter, struct writing, busy)->io.op->task);
-}
-
 static void unclaim(struct writing *w)
 {
 	cs_merge_unclaim(w->io.merge, &w->run);
@@ -164,14 +159,8 @@ static void unclaim(struct writing *w)
  * or when it is woken, as *step says; or an error. */
 static int claim(struct writing *w, uint64_t first, uint64_t count, enum cs_step *step)
 {
-	struct cowsnap_map *busy = &w->io.merge->busy;
-	int rc = cowsnap_map_claim(busy, first, count, &w->run);
-
-	if (rc != COWSNAP_CLAIM_BUSY)
-		return rc < 0 ? rc : 0;
-	w->busy.wake = busy_wake;
-	*step = cowsnap_map_wait(busy, w->run.first, &w->busy) ? CS_GO_ON : CS_PARK;
-	return rc;
+	w->claimant.task = &w->io.op->task;
+	return cs_merge_claim(w->io.merge, first, count, &w->run, &w->claimant, step);
 }
 
 /* ---- With records ---------------------------------------------------------------------------- */
@@ -267,6 +256,9 @@ static enum cs_step write_chunk(struct cs_origin_io *io)
 		w->next = w->stop;
 		return end_in_place(w, 0);
 	}
+	rc = cs_store_broken(m->snapshot->chain->store);
+	if (rc)
+		return end_in_place(w, rc);
 	w->place = (location << shift) + (w->next - (chunk << shift));
 	return write_in_place(io);
 }
@@ -449,6 +441,24 @@ static enum cs_step next_part(struct cs_origin_io *io)
 	return CS_GO_ON;
 }
 
+/* A merge may have begun since the look at it: that is entered anew, for a bracket would wait
+ * for it where this need not. */
+static enum cs_step write_without_merge(struct writing *w)
+{
+	struct cs_op *op = w->io.op;
+
+	set_range(w, w->next, w->end);
+	w->opened = w->io.step = write_origin;
+	if (cs_origin_begin_write(op, &w->save))
+		return CS_GO_ON;
+	w->io.step = saving;
+	if (w->save.heads->merge) {
+		cs_gate_cancel(&op->origin->gate, &op->pass);
+		cs_origin_io_enter_anew(&w->io);
+	}
+	return CS_GO_ON;
+}
+
 static enum cs_step entered(struct cs_origin_io *io)
 {
 	struct writing *w = writing_of(io);
@@ -456,7 +466,7 @@ static enum cs_step entered(struct cs_origin_io *io)
 	if (io->merge)
 		return next_part(io);
 	cs_origin_io_leave(io);
-	return write_in_bracket(w, w->end);
+	return write_without_merge(w);
 }
 
 /* ---- The calls ------------------------------------------------------------------------------- */

@@ -17,19 +17,9 @@
 /* Returns: 0; what is wrong with giving up content of a snapshot in this state. */
 static int state_error(const struct cowsnap_snapshot *s, bool map_only_will_do)
 {
-	/* Acquire: pairs with cs_snapshot_lose. */
-	switch (atomic_load_explicit(&s->state, memory_order_acquire)) {
-	case COWSNAP_SNAPSHOT_ACTIVE:
-		return 0;
-	case COWSNAP_SNAPSHOT_MAP_ONLY:
-		return map_only_will_do ? 0 : -ENODATA;
-	case COWSNAP_SNAPSHOT_MERGING:
-		return -EBUSY;
-	case COWSNAP_SNAPSHOT_INVALID:
-		return -ESTALE;
-	default:
-		return -EIDRM;
-	}
+	int rc = cs_snapshot_state_error(s);
+
+	return rc == -ENODATA && map_only_will_do ? 0 : rc;
 }
 
 static bool can_forget(const struct cowsnap_snapshot *s)
@@ -86,8 +76,8 @@ int cowsnap_snapshot_downgrade(struct cowsnap_snapshot *snapshot)
 
 	if (!can_forget(snapshot))
 		return -ENOTSUP;
-	/* seq_cst: a read that sees what comes of it sees this; pairs with state_error in
-	 * snapshot.c. */
+	/* seq_cst: a read that sees what comes of it sees this; pairs with
+	 * cs_snapshot_state_error. */
 	if (!atomic_compare_exchange_strong_explicit(&snapshot->state, &state,
 		    COWSNAP_SNAPSHOT_MAP_ONLY, memory_order_seq_cst, memory_order_relaxed))
 		return state_error(snapshot, true);

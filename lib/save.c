@@ -466,7 +466,7 @@ static enum cs_step settle(struct cs_save *save)
 
 /* ---- After a round --------------------------------------------------------------------------- */
 
-static void busy_wake(struct cowsnap_map_waiter *waiter)
+void cs_save_busy_woken(struct cowsnap_map_waiter *waiter)
 {
 	struct cs_save *save = cs_container_of(waiter, struct cs_save, busy);
 
@@ -509,7 +509,7 @@ static enum cs_step after(struct cs_save *save)
 		return CS_DONE;
 	if (save->count)
 		return CS_GO_ON;
-	save->busy.wake = busy_wake;
+	save->busy.wake = cs_save_busy_woken;
 	if (cowsnap_map_wait(save->busy_map, save->busy_chunk, &save->busy))
 		return CS_GO_ON;
 	cs_stats_add(origin->stats, CS_STAT_CLAIM_WAITS, 1);
@@ -692,6 +692,7 @@ void cs_save_init(struct cs_save *save, struct cs_op *op, struct cs_heads *heads
 	save->preimage = NULL;
 	save->moving = false;
 	save->no_write = false;
+	save->abandoned = NULL;
 	memset(&save->trouble, 0, sizeof(save->trouble));
 }
 

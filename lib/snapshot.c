@@ -35,23 +35,6 @@
 #define LEAF_CHUNKS 64u
 #define ZEROES      UINT64_MAX /* where pieces of zeroes lie */
 
-static int state_error(const struct cowsnap_snapshot *s)
-{
-	/* seq_cst: after the data was read; pairs with cs_snapshot_lose. */
-	switch (atomic_load_explicit(&s->state, memory_order_seq_cst)) {
-	case COWSNAP_SNAPSHOT_ACTIVE:
-		return 0;
-	case COWSNAP_SNAPSHOT_INVALID:
-		return -ESTALE;
-	case COWSNAP_SNAPSHOT_MAP_ONLY:
-		return -ENODATA;
-	case COWSNAP_SNAPSHOT_MERGING:
-		return -EBUSY;
-	default:
-		return -EIDRM;
-	}
-}
-
 /* Was one of these chunks released? Inside the read gate. */
 static bool any_released(const struct cowsnap_snapshot *s, uint64_t chunk, uint64_t end)
 {
@@ -168,7 +151,7 @@ static int locate(struct cs_read *r, struct cs_read_piece *piece, uint64_t chunk
 	if (location != COWSNAP_LOCATION_NONE)
 		return 0;
 	/* C5: a live snapshot ends at NONE only where it was released. */
-	rc = state_error(r->snapshot);
+	rc = cs_snapshot_state_error(r->snapshot);
 	if (!rc)
 		rc = any_released(r->snapshot, chunk, chunk + 1) ? -ENODATA : -EIO;
 	return rc;
@@ -184,7 +167,7 @@ static bool read_released(const struct cs_read *r)
 static int resolve(struct cs_read *r)
 {
 	uint64_t locations[LEAF_CHUNKS], last = (r->end - 1) >> r->shift;
-	int state = state_error(r->snapshot);
+	int state = cs_snapshot_state_error(r->snapshot);
 
 	r->count = 0;
 	if (state)
@@ -272,7 +255,7 @@ static enum cs_step join(struct cs_read *r, enum cs_step (*step)(struct cs_read 
 
 static enum cs_step end(struct cs_read *r, int rc)
 {
-	int state = state_error(r->snapshot);
+	int state = cs_snapshot_state_error(r->snapshot);
 
 	/* What was released meanwhile may have been written since. The fence of look_again() was
 	 * after the data; pairs with who writes a chunk because it is released. */
@@ -364,7 +347,7 @@ static enum cs_step resolve_more(struct cs_read *r)
 
 int cs_read_check(const struct cowsnap_snapshot *snapshot, uint64_t offset, uint64_t length)
 {
-	int rc = state_error(snapshot);
+	int rc = cs_snapshot_state_error(snapshot);
 
 	return rc ? rc : cs_range_check(offset, length, snapshot->size_bytes);
 }
@@ -421,7 +404,7 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	uint64_t locations[LEAF_CHUNKS], chunk, last, end;
 	struct cs_gate_pass pass;
 	bool first = true;
-	int state, rc = state_error(snapshot);
+	int state, rc = cs_snapshot_state_error(snapshot);
 
 	if (!rc)
 		rc = cs_range_check(offset, limit, snapshot->size_bytes);
@@ -431,7 +414,7 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	chunk = offset >> shift;
 	last = (offset + limit - 1) >> shift;
 	cs_gate_enter(&chain->store->upper->reads, &pass);
-	rc = state_error(snapshot);
+	rc = cs_snapshot_state_error(snapshot);
 	if (!rc && any_released(snapshot, chunk, chunk + 1))
 		rc = -ENODATA;
 	while (!rc && chunk <= last) {
@@ -453,6 +436,6 @@ int cs_snapshot_extent(struct cowsnap_snapshot *snapshot, uint64_t offset, uint6
 	end = chunk << shift;
 	extent->offset = offset;
 	extent->length = (end < offset + limit ? end : offset + limit) - offset;
-	state = state_error(snapshot);
+	state = cs_snapshot_state_error(snapshot);
 	return state ? state : rc;
 }

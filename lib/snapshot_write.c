@@ -72,23 +72,6 @@ struct writing {
 	struct cs_read read;
 };
 
-static int state_error(const struct cowsnap_snapshot *s)
-{
-	/* seq_cst: W2; pairs with busy_elsewhere. */
-	switch (atomic_load_explicit(&s->state, memory_order_seq_cst)) {
-	case COWSNAP_SNAPSHOT_ACTIVE:
-		return 0;
-	case COWSNAP_SNAPSHOT_INVALID:
-		return -ESTALE;
-	case COWSNAP_SNAPSHOT_MAP_ONLY:
-		return -ENODATA;
-	case COWSNAP_SNAPSHOT_MERGING:
-		return -EBUSY;
-	default:
-		return -EIDRM;
-	}
-}
-
 static struct cowsnap_store *store_of(const struct writing *w)
 {
 	return w->snapshot->chain->store;
@@ -164,7 +147,7 @@ static int begin_writing(struct cowsnap_snapshot *s)
 
 	/* seq_cst: announce, then look; pairs with busy_elsewhere. */
 	atomic_fetch_add_explicit(&s->writers, 1, memory_order_seq_cst);
-	rc = state_error(s);
+	rc = cs_snapshot_state_error(s);
 	if (rc)
 		end_writing(s);
 	return rc;
@@ -173,7 +156,7 @@ static int begin_writing(struct cowsnap_snapshot *s)
 static enum cs_step end(struct writing *w, int rc)
 {
 	struct cowsnap_snapshot *s = w->snapshot;
-	int state = state_error(s);
+	int state = cs_snapshot_state_error(s);
 
 	cs_free(s->chain->ctx->base.alloc, w->piece, w->piece_bytes);
 	w->piece = NULL;
@@ -562,7 +545,7 @@ static bool is_released(struct writing *w, uint64_t chunk)
 static enum cs_step look(struct writing *w)
 {
 	uint64_t chunk = w->next >> w->shift, location;
-	int rc = state_error(w->snapshot);
+	int rc = cs_snapshot_state_error(w->snapshot);
 
 	if (!rc && w->op->cancelled)
 		rc = -ECANCELED;

@@ -40,6 +40,8 @@ struct cowsnap_store {
 	struct cs_mutex space_lock;
 	struct cs_waitlist space_list; /* under space_lock */
 
+	/* Why it can record nothing any more; 0: it can. NULL: always 0. */
+	int (*broken)(void *user);
 	/* Of a store with a header on its device; else NULL. See cs_store_hold(). */
 	bool (*hold)(void *user, struct cs_waiter *waiter);
 	int (*hold_waiting)(void *user);
@@ -183,6 +185,12 @@ static inline void cs_store_unhold(struct cowsnap_store *store)
 {
 	if (store->unhold)
 		store->unhold(store->user);
+}
+
+/* Why its device is not what its records were to say; 0: it is. */
+static inline int cs_store_broken(const struct cowsnap_store *store)
+{
+	return store->broken ? store->broken(store->user) : 0;
 }
 
 /* For a thread that may sleep. Returns: 0; -EDEADLK (it would wait for a queue that it polls). */

@@ -277,6 +277,11 @@ static int dm_hold_waiting(void *user)
 	return cs_dev_writes_through(dm->device) ? 0 : cs_dm_hold_waiting(dm);
 }
 
+static int dm_is_broken(void *user)
+{
+	return cs_dm_broken(user);
+}
+
 /* For who holds it. One that fails may have lost what was written to the list of records. */
 static int dm_flush(void *user)
 {
@@ -417,6 +422,7 @@ static int make_store(const struct cs_base *base, const struct cowsnap_dm_option
 		dm_close(dm);
 		return rc;
 	}
+	(*store)->broken = dm_is_broken;
 	(*store)->hold = dm_hold;
 	(*store)->hold_waiting = dm_hold_waiting;
 	if (!cs_dev_writes_through(dm->device))

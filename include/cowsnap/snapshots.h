@@ -324,8 +324,7 @@ COWSNAP_API int cowsnap_merge_run(struct cowsnap_snapshot *snapshot, uint64_t ma
  *
  * @queue: where it goes on; NULL: on a worker, if the context has them
  * Returns: COWSNAP_PENDING (@done will be called with 1, 0 or an error of cowsnap_merge_run(), or
- *	-ECANCELED: what is under way ends first, also what waits for the space of another
- *	snapshot's store, and the merge can be resumed), or -EINVAL,
+ *	-ECANCELED: what is being copied ends first, and the merge can be resumed), or -EINVAL,
  *	-EALREADY, -ENOMEM; beside those: as cowsnap_write_begin_async().
  * Context: as cowsnap_write_begin_async(), one at a time.
  * Lifetime: the caller holds a reference, and @op stays in place, until the end.

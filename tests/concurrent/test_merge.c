@@ -314,6 +314,26 @@ Test(merge, a_failed_flush_breaks_the_store)
 	end_dm(&d);
 }
 
+/* Records that could be neither erased nor put back: what was written in place after that was said
+ * to be done, and durable. */
+Test(merge, a_broken_store_takes_no_writes_in_place)
+{
+	const struct dm_scene_options options = {.durable = true};
+	struct dm_scene d;
+	struct dm_store *at = &d.at[0];
+
+	begin_dm_with(&d, &options);
+	cr_assert_eq(cowsnap_merge_begin(at->snapshot), 0);
+	cr_assert_eq(put(at->origin, 20 * DM_CHUNK, 10, 7), 0);
+	test_device_fail(at->store_test, TEST_IO_WRITE_DURABLE, 1, true, -EIO);
+	cr_assert_eq(cowsnap_merge_run(at->snapshot, WHOLE), -EIO);
+	test_device_heal(at->store_test);
+	cr_assert_eq(put(at->origin, 21 * DM_CHUNK, 10, 7), -EIO);
+	cr_assert_eq(cowsnap_origin_flush(at->origin), -EIO);
+	cr_assert_eq(cowsnap_snapshot_deactivate(at->snapshot), 0);
+	end_dm(&d);
+}
+
 /* With each allocation failing once: it is resumed, or was never begun. */
 Test(merge, without_memory)
 {

@@ -159,3 +159,47 @@ Test(merge_held, a_write_that_lasts_beyond_the_end)
 	expect_family(&f);
 	end_family(&f);
 }
+
+/* A call that was cancelled, or had failed, ended only when a sibling's store had space: perhaps
+ * never. */
+Test(merge_held, cancelled_while_a_sibling_waits_for_space)
+{
+	for (unsigned records = 0; records < 2; records++) {
+		struct cowsnap_transient_options small = {
+			.size = sizeof(small), .chunk_size_bytes = CHUNK, .limit_bytes = 2 * CHUNK};
+		struct cowsnap_take_entry entry = {
+			.on_full = COWSNAP_LOSER_SNAPSHOT, .wait_ns = UINT64_MAX};
+		struct cowsnap_queue *queue;
+		struct cowsnap_store *store;
+		struct pending_op p = {0};
+		struct family f;
+
+		make_family_with(&f, &(struct family_options){.records = records,
+					     .scene = {.engine = COWSNAP_ENGINE_LOOP}});
+		cr_assert_eq(cowsnap_queue_create(f.s.ctx, 8, &queue), 0);
+		cr_assert_eq(cowsnap_store_transient(f.s.ctx, &small, &store), 0);
+		for (uint64_t chunk = 60; chunk > 50; chunk -= 2)
+			cr_assert_eq(scene_write(&f.s, 0, chunk * CHUNK, CHUNK, 7), 0);
+		entry.origin = f.s.origin[0];
+		entry.store = store;
+		cr_assert_eq(cowsnap_take(f.s.ctx, NULL, &entry, 1), 0);
+		cr_assert_eq(cowsnap_merge_begin(f.merged), 0);
+		cr_assert_eq(
+			cowsnap_merge_run_async(f.merged, queue, WHOLE, &p.op, pending_done, &p),
+			COWSNAP_PENDING);
+		pending_settle(queue);
+		cr_assert_eq(p.calls, 0, "it waits for space");
+		cowsnap_op_cancel(&p.op);
+		cr_assert(pending_wait(queue, &p));
+		cr_assert_eq(p.error, -ECANCELED);
+		cr_assert_eq(scene_count_events(&f.s, COWSNAP_EVENT_MERGE_FAILED), 0);
+		cr_assert_eq(state_of(entry.snapshot), COWSNAP_SNAPSHOT_ACTIVE);
+		scene_drop(entry.snapshot);
+		cr_assert_eq(cowsnap_merge_run(f.merged, WHOLE), 0);
+		expect_family(&f);
+		scene_reclaim(&f.s);
+		cr_assert_eq(cowsnap_store_close(store), 0);
+		cr_assert_eq(cowsnap_queue_close(queue), 0);
+		end_family(&f);
+	}
+}
