@@ -32,38 +32,10 @@ iops() {
 	sed -n '/^{/,$p' "$work/$1" | jq -e '.jobs[0].write.iops | round'
 }
 
-step "Packages"
-. tests/support/apt.sh
-cowsnap_apt_install "${packages[@]}"
-echo "all there"
-
-step "Build"
-work=$(mktemp -d "${TMPDIR:-/tmp}/cowsnap-quickstart.XXXXXX")
-build=build/quickstart
-if ! cmake --preset release -B "$build" -DCOWSNAP_BUILD_BENCH=OFF >"$work/build.log" 2>&1 ||
-	! cmake --build "$build" --target nbdkit-cowsnap-plugin >>"$work/build.log" 2>&1; then
-	cat "$work/build.log"
-	fail "the build"
-fi
-plugin=$build/examples/nbdkit/nbdkit-cowsnap-plugin.so
-echo "$plugin"
+install_and_build quickstart nbdkit-cowsnap-plugin
 
 step "An ext4 file system of $((size >> 20)) MiB with files of this machine"
-mkdir "$work/tree"
-(cd / && find usr/share usr/lib -xdev -type f -readable -size -8M ! -path '*[[:cntrl:]\\]*' \
-	-printf '%s %p\n') |
-	LC_ALL=C sort -k 2 |
-	awk -v limit=$files_bytes \
-		'{ used += $1 + 4096 } used <= limit { sub(/^[0-9]+ /, ""); print }' \
-		>"$work/list"
-tar --create --file=- --directory=/ --verbatim-files-from --files-from="$work/list" |
-	tar --extract --file=- --directory="$work/tree" --no-same-owner
-(cd "$work/tree" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) >"$work/sums"
-files=$(wc -l <"$work/sums")
-((files > 100)) || fail "this machine has only $files files to use"
-truncate -s $size "$work/image"
-mke2fs -q -t ext4 -F -d "$work/tree" "$work/image"
-rm -rf "$work/tree"
+make_file_system "$work/image" "$size" "$files_bytes"
 echo "$files files, $(($(stat -c %b "$work/image") / 2048)) MiB in use"
 
 step "Serve a volume, write at random for 3 s, then put the file system on it: all over NBD"

@@ -3,7 +3,11 @@
 # What the scripts that show the plug-in share. To be sourced by bash from the top of the tree, by a
 # script of eight steps; it keeps its files in $work and its processes in the variables below.
 
+build=build/quickstart
+plugin=$build/examples/nbdkit/nbdkit-cowsnap-plugin.so
+tool=$build/examples/cli/cowsnap # if it is a target
 work=
+files=
 server=
 load=
 backup=
@@ -50,4 +54,45 @@ wait_until() {
 		((SECONDS < end)) || fail "waited in vain for $what"
 		sleep 0.02
 	done
+}
+
+# install_and_build NAME TARGET... - the first two steps: what is in $packages, and the targets;
+# from then on there is $work
+install_and_build() {
+	local name=$1
+	shift
+	step "Packages"
+	. tests/support/apt.sh
+	cowsnap_apt_install "${packages[@]}"
+	echo "all there"
+
+	step "Build"
+	work=$(mktemp -d "${TMPDIR:-/tmp}/cowsnap-$name.XXXXXX")
+	if ! cmake --preset release -B "$build" -DCOWSNAP_BUILD_BENCH=OFF >"$work/build.log" 2>&1 ||
+		! cmake --build "$build" --target "$@" >>"$work/build.log" 2>&1; then
+		cat "$work/build.log"
+		fail "the build"
+	fi
+	echo "$plugin"
+}
+
+# make_file_system FILE SIZE BYTES - ext4 on FILE of SIZE bytes, with about so many BYTES of files
+# of this machine; their checksums are in $work/sums, how many in $files
+make_file_system() {
+	mkdir "$work/tree"
+	(cd / && find usr/share usr/lib -xdev -type f -readable -size -8M \
+		! -path '*[[:cntrl:]\\]*' -printf '%s %p\n') |
+		LC_ALL=C sort -k 2 |
+		awk -v limit="$3" \
+			'{ used += $1 + 4096 } used <= limit { sub(/^[0-9]+ /, ""); print }' \
+			>"$work/list"
+	tar --create --file=- --directory=/ --verbatim-files-from --files-from="$work/list" |
+		tar --extract --file=- --directory="$work/tree" --no-same-owner
+	(cd "$work/tree" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) \
+		>"$work/sums"
+	files=$(wc -l <"$work/sums")
+	((files > 100)) || fail "this machine has only $files files to use"
+	truncate -s "$2" "$1"
+	mke2fs -q -t ext4 -F -d "$work/tree" "$1"
+	rm -rf "$work/tree"
 }

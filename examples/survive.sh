@@ -42,40 +42,10 @@ check_store() {
 	python3 -B tests/interop/dmstore.py check --origin-size $size "$@" "$work/store"
 }
 
-step "Packages"
-. tests/support/apt.sh
-cowsnap_apt_install "${packages[@]}"
-echo "all there"
-
-step "Build"
-work=$(mktemp -d "${TMPDIR:-/tmp}/cowsnap-survive.XXXXXX")
-build=build/quickstart
-if ! cmake --preset release -B "$build" -DCOWSNAP_BUILD_BENCH=OFF >"$work/build.log" 2>&1 ||
-	! cmake --build "$build" --target nbdkit-cowsnap-plugin cowsnap-tool \
-		>>"$work/build.log" 2>&1; then
-	cat "$work/build.log"
-	fail "the build"
-fi
-plugin=$build/examples/nbdkit/nbdkit-cowsnap-plugin.so
-tool=$build/examples/cli/cowsnap
-echo "$plugin"
+install_and_build survive nbdkit-cowsnap-plugin cowsnap-tool
 
 step "An ext4 file system of $((size >> 20)) MiB with files of this machine, on a volume"
-mkdir "$work/tree"
-(cd / && find usr/share usr/lib -xdev -type f -readable -size -8M ! -path '*[[:cntrl:]\\]*' \
-	-printf '%s %p\n') |
-	LC_ALL=C sort -k 2 |
-	awk -v limit=$files_bytes \
-		'{ used += $1 + 4096 } used <= limit { sub(/^[0-9]+ /, ""); print }' \
-		>"$work/list"
-tar --create --file=- --directory=/ --verbatim-files-from --files-from="$work/list" |
-	tar --extract --file=- --directory="$work/tree" --no-same-owner
-(cd "$work/tree" && find . -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum) >"$work/sums"
-files=$(wc -l <"$work/sums")
-((files > 100)) || fail "this machine has only $files files to use"
-truncate -s $size "$work/volume"
-mke2fs -q -t ext4 -F -d "$work/tree" "$work/volume"
-rm -rf "$work/tree"
+make_file_system "$work/volume" "$size" "$files_bytes"
 sum=$(sha256sum <"$work/volume")
 echo "$files files; SHA-256 of the volume: ${sum%% *}"
 

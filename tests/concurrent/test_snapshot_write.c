@@ -2,43 +2,13 @@
  *
  * Writing to snapshots: who sees what, what it costs, and what happens at the same time.
  */
-#include "concurrent/scene.h"
+#include "concurrent/put.h"
 
 #include <errno.h>
-#include <stdlib.h>
-#include <string.h>
 
 #include "concurrent/async.h"
-#include "support/dm_scene.h"
 #include "support/pending.h"
 #include "support/seed.h"
-
-#define CHUNK SCENE_CHUNK
-#define ALL   SCENE_BYTES
-#define OLD   1
-#define NEW   2
-#define MINE  7
-
-static struct cowsnap_snapshot *take(struct scene *s)
-{
-	return scene_take(s, 0, 0, COWSNAP_LOSER_SNAPSHOT);
-}
-
-static void origin_write(struct scene *s, uint64_t offset, uint64_t length, uint8_t value)
-{
-	cr_assert_eq(scene_write(s, 0, offset, length, value), 0);
-}
-
-static int put(struct cowsnap_snapshot *snapshot, uint64_t offset, uint64_t length, uint8_t value)
-{
-	uint8_t *data = malloc(length);
-	int rc;
-
-	memset(data, value, length);
-	rc = cowsnap_snapshot_write(snapshot, COWSNAP_WRITE, data, offset, length);
-	free(data);
-	return rc;
-}
 
 static void expect_origin(struct scene *s, uint64_t offset, uint64_t length, uint8_t value)
 {
@@ -49,14 +19,6 @@ static void expect_origin(struct scene *s, uint64_t offset, uint64_t length, uin
 	for (uint64_t i = 0; i < length; i++)
 		cr_assert_eq(data[i], value, "byte %llu", (unsigned long long)(offset + i));
 	free(data);
-}
-
-static struct cowsnap_snapshot_info info_of(struct cowsnap_snapshot *snapshot)
-{
-	struct cowsnap_snapshot_info info;
-
-	cr_assert_eq(cowsnap_snapshot_info(snapshot, &info, sizeof(info)), 0);
-	return info;
 }
 
 /* ---- Who sees it ----------------------------------------------------------------------------- */
@@ -349,37 +311,6 @@ Test(snapshot_write, is_told_among_changes_also_when_only_the_map_is_kept)
 
 /* ---- At the same time ------------------------------------------------------------------------ */
 
-struct putter {
-	struct cowsnap_snapshot *snapshot;
-	uint64_t offset;
-	uint64_t length;
-	uint8_t value;
-	unsigned times;
-	uint64_t step;
-	int rc;
-	pthread_t thread;
-};
-
-static void *put_often(void *user)
-{
-	struct putter *p = user;
-
-	for (unsigned i = 0; i < p->times && !p->rc; i++)
-		p->rc = put(p->snapshot, p->offset + i * p->step, p->length, p->value);
-	return NULL;
-}
-
-static void putter_start(struct putter *p)
-{
-	cr_assert_eq(pthread_create(&p->thread, NULL, put_often, p), 0);
-}
-
-static int putter_join(struct putter *p)
-{
-	pthread_join(p->thread, NULL);
-	return p->rc;
-}
-
 /* Two parts of each chunk, by two threads, while the origin is written to: none is lost. */
 Test(snapshot_write, parts_of_one_chunk_beside_each_other)
 {
@@ -579,12 +510,6 @@ Test(snapshot_write, cancelled)
 
 /* ---- The persistent store -------------------------------------------------------------------- */
 
-static void dm_put(struct dm_scene *s, uint64_t offset, uint64_t length, uint8_t value)
-{
-	cr_assert_eq(put(s->at[0].snapshot, offset, length, value), 0);
-	memset(s->at[0].image + offset, value, length);
-}
-
 /* Ordinary exceptions, as the kernel's: they survive, and the origin's writer finds the chunk
  * saved. */
 Test(snapshot_write, in_a_persistent_store)
@@ -593,10 +518,10 @@ Test(snapshot_write, in_a_persistent_store)
 
 	dm_open(&s, NULL);
 	cr_assert_eq(dm_begin(&s), 0);
-	dm_put(&s, 512, 1024, MINE);
-	dm_put(&s, 4096 + 10, 20, MINE);
+	cr_assert_eq(dm_put(&s, 512, 1024, MINE), 0);
+	cr_assert_eq(dm_put(&s, 4096 + 10, 20, MINE), 0);
 	cr_assert_eq(dm_write(&s, 0, 0, 8192, NEW), 0);
-	dm_put(&s, 600, 10, MINE + 1);
+	cr_assert_eq(dm_put(&s, 600, 10, MINE + 1), 0);
 	cr_assert_eq(cowsnap_snapshot_flush(s.at[0].snapshot), 0);
 	dm_expect_exact(&s, 0, true);
 	cr_assert_eq(

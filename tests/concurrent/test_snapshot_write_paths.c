@@ -14,42 +14,6 @@ static int discard(struct cowsnap_snapshot *snapshot, uint64_t offset, uint64_t 
 	return cowsnap_snapshot_write(snapshot, COWSNAP_DISCARD, NULL, offset, length);
 }
 
-static struct cowsnap_snapshot_info info_of(struct cowsnap_snapshot *snapshot)
-{
-	struct cowsnap_snapshot_info info;
-
-	cr_assert_eq(cowsnap_snapshot_info(snapshot, &info, sizeof(info)), 0);
-	return info;
-}
-
-/* A write on a thread of its own. */
-struct putter {
-	struct cowsnap_snapshot *snapshot;
-	uint64_t offset;
-	uint64_t length;
-	int rc;
-	pthread_t thread;
-};
-
-static void *put_once(void *user)
-{
-	struct putter *p = user;
-
-	p->rc = put(p->snapshot, p->offset, p->length, MINE);
-	return NULL;
-}
-
-static void putter_start(struct putter *p)
-{
-	cr_assert_eq(pthread_create(&p->thread, NULL, put_once, p), 0);
-}
-
-static int putter_join(struct putter *p)
-{
-	pthread_join(p->thread, NULL);
-	return p->rc;
-}
-
 /* ---- Releases, drops ------------------------------------------------------------------------- */
 
 Test(snapshot_write_paths, a_release_gives_back_what_was_written)
@@ -103,7 +67,7 @@ Test(snapshot_write_paths, released_during_a_write_in_place)
 	snapshot = take(&s);
 	cr_assert_eq(put(snapshot, 0, 2 * CHUNK, MINE), 0);
 	hold = scene_hold(s.store_test[0], TEST_IO_WRITE, 0, UINT64_MAX / 2);
-	struct putter p = {.snapshot = snapshot, .length = CHUNK};
+	struct putter p = {.snapshot = snapshot, .length = CHUNK, .value = MINE, .times = 1};
 	putter_start(&p);
 	scene_wait_held(s.store_test[0], hold);
 	cr_assert_eq(cowsnap_snapshot_release(snapshot, 0, 2 * CHUNK), 0);
@@ -127,7 +91,7 @@ Test(snapshot_write_paths, released_during_a_first_write)
 	scene_open(&s, NULL);
 	snapshot = take(&s);
 	hold = scene_hold(s.store_test[0], TEST_IO_WRITE, 0, UINT64_MAX / 2);
-	struct putter p = {.snapshot = snapshot, .length = 3 * CHUNK};
+	struct putter p = {.snapshot = snapshot, .length = 3 * CHUNK, .value = MINE, .times = 1};
 	putter_start(&p);
 	scene_wait_held(s.store_test[0], hold);
 	cr_assert_eq(cowsnap_snapshot_release(snapshot, CHUNK, CHUNK), 0);
@@ -211,7 +175,11 @@ Test(snapshot_write_paths, who_waits_for_space_is_woken_by_the_reading_of_a_part
 	patient.store = s.store[0];
 	cr_assert_eq(cowsnap_take(s.ctx, NULL, &patient, 1), 0);
 	hold = scene_hold(s.origin_test[0], TEST_IO_READ, 8 * CHUNK, CHUNK);
-	struct putter p = {.snapshot = patient.snapshot, .offset = 8 * CHUNK, .length = 10};
+	struct putter p = {.snapshot = patient.snapshot,
+		.offset = 8 * CHUNK,
+		.length = 10,
+		.value = MINE,
+		.times = 1};
 	putter_start(&p);
 	scene_wait_held(s.origin_test[0], hold);
 	scene_drop(dropped);
@@ -276,7 +244,7 @@ Test(snapshot_write_paths, a_merge_waits_for_writes)
 	origin_write(&s, 0, ALL, NEW);
 	struct releaser r = {.s = &s, .snapshot = snapshot};
 	r.hold = scene_hold(s.store_test[0], TEST_IO_WRITE, 0, UINT64_MAX / 2);
-	struct putter p = {.snapshot = snapshot, .length = 2 * CHUNK};
+	struct putter p = {.snapshot = snapshot, .length = 2 * CHUNK, .value = MINE, .times = 1};
 	putter_start(&p);
 	scene_wait_held(s.store_test[0], r.hold);
 	cr_assert_eq(pthread_create(&r.thread, NULL, release_when_merging, &r), 0);
@@ -476,7 +444,8 @@ Test(snapshot_write_paths, a_persistent_one_is_dropped_during_the_write)
 	cr_assert_eq(dm_put(&s, 0, 512, MINE), 0);
 	hold = scene_hold(s.at[0].store_test, TEST_IO_WRITE, 0, UINT64_MAX / 2);
 	snapshot = cowsnap_snapshot_ref(s.at[0].snapshot);
-	struct putter p = {.snapshot = snapshot, .offset = 4096, .length = 1024};
+	struct putter p = {
+		.snapshot = snapshot, .offset = 4096, .length = 1024, .value = MINE, .times = 1};
 	putter_start(&p);
 	scene_wait_held(s.at[0].store_test, hold);
 	cr_assert_eq(dm_drop(&s, 0), 0);
@@ -500,7 +469,11 @@ Test(snapshot_write_paths, a_persistent_chunk_is_wanted_by_the_origin_too)
 	dm_open(&s, NULL);
 	cr_assert_eq(dm_begin(&s), 0);
 	hold = scene_hold(s.at[0].origin_test, TEST_IO_READ, 0, 512);
-	struct putter p = {.snapshot = s.at[0].snapshot, .offset = 10, .length = 20};
+	struct putter p = {.snapshot = s.at[0].snapshot,
+		.offset = 10,
+		.length = 20,
+		.value = MINE,
+		.times = 1};
 	putter_start(&p);
 	scene_wait_held(s.at[0].origin_test, hold);
 	cr_assert_eq(dm_write(&s, 0, 4096, 512, NEW), 0, "others go on");
