@@ -183,6 +183,16 @@ uint64_t cs_copier_admit(struct cowsnap_copier *c, uint64_t bytes, struct cs_wai
 	return until_ns;
 }
 
+bool cs_copier_is_throttled(struct cowsnap_copier *c)
+{
+	bool throttled;
+
+	cs_mutex_lock(&c->throttle_lock);
+	throttled = c->throttle.bytes_per_s || c->throttle.share_percent < 100;
+	cs_mutex_unlock(&c->throttle_lock);
+	return throttled;
+}
+
 bool cs_copier_unthrottle(struct cowsnap_copier *c, struct cs_waiter *waiter)
 {
 	bool waited;

@@ -94,6 +94,9 @@ struct cs_copier_io cs_copier_read(const struct cowsnap_copy *copy);
 void cs_copier_set_throttle(
 	struct cowsnap_copier *copier, uint64_t bytes_per_s, unsigned share_percent);
 
+/* Is it throttled at all? */
+bool cs_copier_is_throttled(struct cowsnap_copier *copier);
+
 /* For background work of other kinds, on a thread that waits: until the throttle lets it go on with
  * @bytes. The caller holds no credits, no claim and is in no gate. */
 void cs_copier_pace(struct cowsnap_copier *copier, uint64_t bytes);

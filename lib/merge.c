@@ -51,7 +51,7 @@ uint64_t cs_merge_unmoved(
 
 	mask &= ~cs_bits_window(&m->settled, first, count);
 	/* Acquire, after the look at the maps: brackets of the generation after it save into these
-	 * and note nothing; pairs with over. */
+	 * and note nothing; pairs with cs_moving_over. */
 	return mask && atomic_load_explicit(&m->moved, memory_order_acquire) ? 0 : mask;
 }
 
@@ -311,6 +311,27 @@ static uint64_t chunks_in_chain(const struct cowsnap_snapshot *snapshot)
 	return chunks;
 }
 
+static void free_forgotten(struct cs_merge *m)
+{
+	if (m->forgotten)
+		cs_free(m->origin->handle.ctx->base.alloc, m->forgotten,
+			CS_MERGE_BATCH * sizeof(*m->forgotten));
+	m->forgotten = NULL;
+}
+
+static void destroy(struct cs_merge *m)
+{
+	const struct cowsnap_allocator *alloc = m->origin->handle.ctx->base.alloc;
+
+	if (m->spare)
+		cs_heads_put(m->origin->handle.ctx, m->spare);
+	free_forgotten(m);
+	cs_bits_fini(&m->settled);
+	cs_map_fini(&m->busy);
+	cs_mutex_fini(&m->lock);
+	cs_free(alloc, m, sizeof(*m));
+}
+
 static struct cs_merge *create(struct cowsnap_snapshot *snapshot)
 {
 	const struct cowsnap_allocator *alloc = snapshot->chain->ctx->base.alloc;
@@ -324,19 +345,13 @@ static struct cs_merge *create(struct cowsnap_snapshot *snapshot)
 	cs_bits_init(&m->settled, alloc);
 	cs_map_init(&m->busy, alloc);
 	cs_mutex_init(&m->lock);
-	return m;
-}
-
-static void destroy(struct cs_merge *m)
-{
-	const struct cowsnap_allocator *alloc = m->origin->handle.ctx->base.alloc;
-
-	if (m->spare)
-		cs_heads_put(m->origin->handle.ctx, m->spare);
-	cs_bits_fini(&m->settled);
-	cs_map_fini(&m->busy);
-	cs_mutex_fini(&m->lock);
-	cs_free(alloc, m, sizeof(*m));
+	if (!m->records)
+		return m;
+	m->forgotten = cs_alloc(alloc, CS_MERGE_BATCH * sizeof(*m->forgotten));
+	if (m->forgotten)
+		return m;
+	destroy(m);
+	return NULL;
 }
 
 static void free_all(struct cowsnap_origin *origin)
@@ -389,6 +404,7 @@ void cs_merge_empty(struct cs_merge *m)
 	cs_bits_init(&m->settled, alloc);
 	cs_map_fini(&m->busy);
 	cs_map_init(&m->busy, alloc);
+	free_forgotten(m);
 }
 
 static void set_ready(struct cs_merge *m)

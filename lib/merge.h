@@ -7,7 +7,8 @@
 
 #include "origin.h"
 
-#define CS_MERGE_BATCH 256u /* runs that are moved together where there are records */
+#define CS_MERGE_BATCH \
+	4096u /* chunks and runs, at most, that have their records forgotten together */
 
 struct cs_merge {
 	struct cowsnap_snapshot *snapshot;
@@ -31,9 +32,11 @@ struct cs_merge {
 	} begin;
 	/* Of who runs it. */
 	atomic_bool running;
-	/* Whose records are gone, and which are not settled for want of memory: still claimed. */
-	struct cowsnap_run forgotten[CS_MERGE_BATCH];
+	/* Whose records are gone, and which are not settled for want of memory: still claimed. Room
+	 * for CS_MERGE_BATCH; NULL without records. */
+	struct cowsnap_run *forgotten;
 	size_t forgotten_count;
+	uint64_t batch_bytes; /* of the next batch, about; 0: not known */
 	bool dropped;         /* the snapshot */
 	uint64_t cursor;      /* chunk */
 	uint64_t total_bytes; /* under ctx->admin until it is ready */

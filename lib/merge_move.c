@@ -33,7 +33,7 @@ static struct cs_merge *merge_of(const struct cs_mover *mover)
 
 static struct cowsnap_copier *copier_of(const struct cs_mover *mover)
 {
-	return merge_of(mover)->origin->handle.ctx->copier;
+	return cs_moving_copier(mover->moving);
 }
 
 /* ---- Movers ---------------------------------------------------------------------------------- */
@@ -85,7 +85,7 @@ static void wake_call(const struct cs_mover *mover)
 	struct cs_moving *moving = mover->moving;
 
 	moving->open--;
-	moving->open_bytes -= mover->op.length;
+	moving->open_bytes -= mover->bytes;
 	/* Nobody has the throttle let go of bytes only to hear of a failure. */
 	if (moving->error && moving->op->abandon)
 		moving->op->abandon(moving->op);
@@ -102,13 +102,30 @@ static void give_credit(struct cs_mover *mover)
 	mover->credited = false;
 }
 
-void cs_mover_release(struct cs_mover *mover, bool keep_claims)
+/* What is claimed of it at once: without records the run, so that nobody writes between the parts
+ * either; with records each part. */
+static const struct cowsnap_run *claim_of(const struct cs_mover *mover, unsigned i)
+{
+	return merge_of(mover)->records ? &mover->part[i] : &mover->run;
+}
+
+static unsigned claims_of(const struct cs_mover *mover)
+{
+	return merge_of(mover)->records ? mover->parts : 1;
+}
+
+void cs_mover_release(struct cs_mover *mover, unsigned keep)
 {
 	struct cs_merge *m = merge_of(mover);
-	const struct cowsnap_run held = {.first = mover->run.first, .count = mover->claimed};
 
-	if (held.count && !keep_claims)
+	for (unsigned i = keep; i < mover->claims; i++)
+		cs_merge_unclaim(m, claim_of(mover, i));
+	if (mover->claimed) {
+		const struct cowsnap_run held = {
+			.first = claim_of(mover, mover->claims)->first, .count = mover->claimed};
+
 		cs_merge_unclaim(m, &held);
+	}
 	if (mover->inside)
 		cs_gate_cancel(&m->origin->gate, &mover->op.pass);
 	if (!m->records) /* a batch has those that it counts */
@@ -127,7 +144,7 @@ static enum cs_step ended(struct cs_mover *mover, int error)
 		m->cursor = mover->run.first;
 	if (!m->records)
 		cs_copier_piece_ends(copier_of(mover));
-	cs_mover_release(mover, false);
+	cs_mover_release(mover, 0);
 	wake_call(mover);
 	return CS_DONE;
 }
@@ -181,7 +198,7 @@ static struct cowsnap_run next_unsettled(struct cs_mover *mover)
 	const struct cs_bits *settled = &merge_of(mover)->settled;
 	struct cowsnap_run run = {0};
 
-	for (; mover->at < mover->parts; mover->at++) {
+	for (; mover->at < mover->parts; mover->at++, mover->at_chunk = 0) {
 		const struct cowsnap_run *part = &mover->part[mover->at];
 		uint64_t end = part->first + part->count;
 
@@ -208,12 +225,14 @@ static enum cs_step next_copy(struct cs_mover *mover)
 
 	while (count < CS_MOVER_PARTS) {
 		uint64_t at_chunk = mover->at_chunk;
+		unsigned at = mover->at;
 		struct cowsnap_run run = next_unsettled(mover);
 		bool zero = run.location == COWSNAP_LOCATION_ZERO;
 
 		if (!run.count)
 			break;
 		if (zero && count) {
+			mover->at = at;
 			mover->at_chunk = at_chunk;
 			break;
 		}
@@ -237,12 +256,11 @@ static enum cs_step next_copy(struct cs_mover *mover)
 
 static enum cs_step claim(struct cs_mover *mover)
 {
-	const struct cowsnap_run *run = &mover->run;
-
 	mover->credited = true;
 	mover->step = claim;
 	mover->claimant.task = &mover->op.task;
-	while (mover->claimed < run->count) {
+	while (mover->claims < claims_of(mover)) {
+		const struct cowsnap_run *run = claim_of(mover, mover->claims);
 		struct cowsnap_run got;
 		enum cs_step step;
 		int rc = cs_merge_claim(merge_of(mover), run->first + mover->claimed,
@@ -253,6 +271,10 @@ static enum cs_step claim(struct cs_mover *mover)
 		if (rc)
 			return ended(mover, rc);
 		mover->claimed = got.first + got.count - run->first;
+		if (mover->claimed == run->count) {
+			mover->claimed = 0;
+			mover->claims++;
+		}
 	}
 	return next_copy(mover);
 }
@@ -261,7 +283,7 @@ static enum cs_step reserve(struct cs_mover *mover)
 {
 	mover->step = claim;
 	return cs_copier_reserve(copier_of(mover), &mover->moving->flow, &mover->credit,
-		       mover->op.length, &mover->op.task)
+		       mover->bytes, &mover->op.task)
 		       ? CS_GO_ON
 		       : CS_PARK;
 }
@@ -414,7 +436,7 @@ static void set_going(struct cs_mover *mover)
 	struct cs_task *task = &mover->op.task;
 
 	mover->moving->open++;
-	mover->moving->open_bytes += mover->op.length;
+	mover->moving->open_bytes += mover->bytes;
 	if (task->queue) {
 		run_on(task);
 		return;
@@ -435,12 +457,14 @@ void cs_mover_start(struct cs_mover *mover)
 	mover->op.origin = m->origin;
 	mover->op.offset = at;
 	mover->op.length = length < size - at ? length : size - at;
+	mover->bytes = m->records ? mover->chunks << cs_merge_shift(m) : mover->op.length;
 	mover->op.error = 0;
 	mover->op.cancelled = false;
 	mover->op.abandon = NULL;
 	mover->stage = CS_MOVER_WORKS;
 	mover->inside = mover->credited = false;
 	mover->save = NULL;
+	mover->claims = 0;
 	mover->claimed = 0;
 	mover->at = 0;
 	mover->at_chunk = 0;

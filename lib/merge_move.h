@@ -8,9 +8,12 @@
 
 #include "merge.h"
 
-#define CS_MOVERS      (CS_MERGE_BATCH + 64u) /* at most; see batch_chunks() */
-#define CS_MOVER_PARTS 16u
-#define CS_MOVER_SAVES 16u /* that save for others at the same time */
+#define CS_MOVERS       320u /* at most */
+#define CS_MOVER_PARTS  16u
+#define CS_MOVER_SAVES  16u               /* that save for others at the same time */
+#define CS_MOVER_BYTES  UINT64_C(1048576) /* of one mover, at most */
+/* More at a time are slower: their buffers leave the caches. */
+#define CS_MOVERS_BYTES UINT64_C(4194304)
 
 struct cs_moving;
 
@@ -21,15 +24,20 @@ enum cs_mover_stage {
 	CS_MOVER_ARRIVED, /* it has moved all, and keeps its claims: the records are still there */
 };
 
-/* Who moves some of a run of chunks: parts of it, in order, each of which lies together in the
- * store; the rest of the run is not the snapshot's. */
+/* Who moves some chunks: parts, each of which lies together in the store. Without records they are
+ * parts of one run, in order, and the rest of that is not the snapshot's; with records they may be
+ * anywhere. */
 struct cs_mover {
 	struct cs_moving *moving;
 	struct cs_mover *next; /* free, or waiting for a record */
 	struct cowsnap_run run;
 	struct cowsnap_run part[CS_MOVER_PARTS];
 	unsigned parts;
-	size_t batch; /* the run of the batch that it moves some of */
+	uint64_t chunks; /* with records, of all parts */
+	uint64_t bytes;  /* to be copied, about */
+	/* With records: the run of the batch that the last part is of. If there are more, each is
+	 * the next run of it, so the oldest is the first. */
+	size_t batch;
 	enum cs_step (*step)(struct cs_mover *mover);
 	struct cs_op op; /* its bracket: pass, range and task */
 	bool inside;     /* in the gate */
@@ -37,7 +45,8 @@ struct cs_mover {
 	struct cs_save *save;
 	struct cs_credit credit;
 	bool credited;
-	uint64_t claimed;  /* chunks of the run, from the first on */
+	unsigned claims;   /* parts that are claimed, or the run; ... */
+	uint64_t claimed;  /* ... and so much of the next one, from its first chunk on */
 	unsigned at;       /* the part to go on with, ... */
 	uint64_t at_chunk; /* ... from this chunk on */
 	struct cs_merge_claimant claimant;
@@ -48,9 +57,16 @@ struct cs_mover {
 
 /* What records say, the newest first. */
 struct cs_merge_batch {
-	size_t runs; /* 0: not known */
+	size_t runs;
 	uint64_t chunks;
 	struct cowsnap_run run[CS_MERGE_BATCH];
+};
+
+/* What a store was asked by a step that goes on without waiting for it. */
+struct cs_merge_answer {
+	_Atomic int state;
+	int error;
+	struct cs_task *task;
 };
 
 /* One call of cowsnap_merge_run(), or its asynchronous form. */
@@ -84,7 +100,15 @@ struct cs_moving {
 	struct cs_merge_batch *now;
 	struct cs_merge_batch *ahead;
 	unsigned movers;
+	unsigned started; /* of these */
+	uint64_t began_ns, arrived_ns;
+	bool looks; /* the store was asked for what goes to `ahead` */
+	struct cowsnap_newest newest;
+	struct cs_merge_answer found;
+	struct cowsnap_commit commit; /* what is forgotten */
+	struct cs_merge_answer forgot;
 	struct cs_merge_batch batch[2];
+	uint64_t seen[2 * CS_MERGE_BATCH]; /* chunks of a batch, plus one; 0: free */
 	struct cs_mover mover[CS_MOVERS];
 	struct cs_save save[CS_MOVER_SAVES];
 };
@@ -102,7 +126,72 @@ void cs_mover_start(struct cs_mover *mover);
 void cs_mover_go_on(struct cs_mover *mover);
 /* Those who save for others, which may wait for a host, give that up. On the queue's thread. */
 void cs_movers_stop(struct cs_moving *moving);
-/* Gives up what one who has arrived holds, but for claims of chunks that are to stay claimed. */
-void cs_mover_release(struct cs_mover *mover, bool keep_claims);
+/* Gives up what one holds who waits for the others of his batch. His first @keep parts, which are
+ * the oldest, stay claimed. */
+void cs_mover_release(struct cs_mover *mover, unsigned keep);
+
+/* ---- The call, in steps: merge_run.c --------------------------------------------------------- */
+
+static inline struct cowsnap_copier *cs_moving_copier(const struct cs_moving *moving)
+{
+	return moving->merge->origin->handle.ctx->copier;
+}
+
+static inline struct cowsnap_store *cs_moving_store(const struct cs_moving *moving)
+{
+	return moving->merge->snapshot->chain->store;
+}
+
+static inline enum cs_step cs_moving_go_to(
+	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
+{
+	moving->step = step;
+	return CS_GO_ON;
+}
+
+static inline bool cs_moving_has_ended(const struct cs_moving *moving)
+{
+	return moving->error || moving->op->cancelled;
+}
+
+/* Is that all for this call? */
+static inline bool cs_moving_stops(const struct cs_moving *moving)
+{
+	return cs_moving_has_ended(moving) || !moving->left;
+}
+
+static inline void cs_moving_count_down(struct cs_moving *moving, uint64_t bytes)
+{
+	moving->left -= bytes < moving->left ? bytes : moving->left;
+}
+
+/* How many chunks one mover has at most, of @bytes. */
+static inline uint64_t cs_mover_chunks(const struct cs_moving *moving, uint64_t bytes)
+{
+	uint64_t most = bytes < CS_MOVER_BYTES ? bytes : CS_MOVER_BYTES;
+	uint64_t chunks = most >> cs_merge_shift(moving->merge);
+
+	if (chunks > 64)
+		return 64;
+	return chunks ? chunks : 1;
+}
+
+/* Goes on with @step when a mover has ended, or at once if none is under way. */
+enum cs_step cs_moving_await(
+	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving));
+/* Goes on with @admitted when the throttle lets so much go; with what comes next if the call is to
+ * end. */
+enum cs_step cs_moving_admit(struct cs_moving *moving, uint64_t bytes,
+	enum cs_step (*admitted)(struct cs_moving *moving));
+/* Has it begun so much that others in the queue are to go on? Then it parks, and is woken. */
+bool cs_moving_rests(struct cs_moving *moving);
+/* Goes on with @step when the origin is flushed, with moving->result. */
+enum cs_step cs_moving_flush(
+	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving));
+/* The step after the last mover. */
+enum cs_step cs_moving_over(struct cs_moving *moving);
+
+/* The step that begins a batch, or ends the call: merge_batch.c. */
+enum cs_step cs_merge_batch(struct cs_moving *moving);
 
 #endif

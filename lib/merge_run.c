@@ -4,17 +4,12 @@
  * time where a queue is polled, one after the other where a thread waits: merge_move.c.
  *
  *   without records   next run; throttle; a mover for it; and on, until no mover is free
- *   with records      the newest records, as a batch of runs; throttle; a mover for each; when all
- *                     have arrived: flush the origin, forget the records, settle; and on
+ *   with records      merge_batch.c
  *   the end           flush; the turn; hold the store; record the drop; heads without the merge;
  *                     drain; reclaiming goes on
  *
  * Invariants: those of merge.c, and:
- *  R1 The runs of a batch have no chunk in common: what is moved is what the newest record says.
- *  R2 With records nothing of a batch is given up before its records are gone or it has failed; all
- *     of it is saved for others, and the throttle asked, before the first claim. So who waits for
- *     a chunk of it waits for I/O.
- *  R3 The call ends when no mover is under way.
+ *  R3 The call ends when no mover is under way, and nothing is asked of the store.
  *
  * Locking: none over a step.
  *
@@ -30,46 +25,14 @@
 #include "snapshot.h"
 #include "workers.h"
 
-#define MOVE_CHUNKS  64u
-#define MOVE_BYTES   UINT64_C(1048576)
-#define BATCH_BYTES  UINT64_C(4194304)
 /* Groups of 64 chunks that are looked at before the queue goes on with other things. */
-#define LOOKS        16384u
-/* More at a time are slower: their buffers leave the caches. */
-#define FLIGHT_BYTES UINT64_C(4194304)
+#define LOOKS      16384u
 /* So much is begun before the queue goes on with other things. */
-#define TURN_BYTES   UINT64_C(8388608)
-
-static struct cowsnap_copier *copier_of(const struct cs_moving *moving)
-{
-	return moving->merge->origin->handle.ctx->copier;
-}
-
-static struct cowsnap_store *store_of(const struct cs_moving *moving)
-{
-	return moving->merge->snapshot->chain->store;
-}
+#define TURN_BYTES UINT64_C(8388608)
 
 /* ---- Waiting --------------------------------------------------------------------------------- */
 
-static enum cs_step go_to(struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
-{
-	moving->step = step;
-	return CS_GO_ON;
-}
-
 static enum cs_step throttled(struct cs_moving *moving);
-
-static bool has_ended(const struct cs_moving *moving)
-{
-	return moving->error || moving->op->cancelled;
-}
-
-/* Is that all for this call? */
-static bool stops(const struct cs_moving *moving)
-{
-	return has_ended(moving) || !moving->left;
-}
 
 /* It is cancelled, or a mover has failed. */
 static void abandon(struct cs_op *op)
@@ -77,7 +40,7 @@ static void abandon(struct cs_op *op)
 	struct cs_moving *moving = op->turn.record;
 
 	if (moving->step == throttled &&
-		cs_copier_unthrottle(copier_of(moving), &op->task.waiter)) {
+		cs_copier_unthrottle(cs_moving_copier(moving), &op->task.waiter)) {
 		cs_queue_untime(&op->task);
 		cs_task_wake(&op->task);
 	}
@@ -85,10 +48,10 @@ static void abandon(struct cs_op *op)
 }
 
 /* R3 */
-static enum cs_step when_movers_end(
+enum cs_step cs_moving_await(
 	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
 {
-	if (has_ended(moving))
+	if (cs_moving_has_ended(moving))
 		cs_movers_stop(moving);
 	moving->step = step;
 	moving->waits = moving->open > 0;
@@ -96,19 +59,26 @@ static enum cs_step when_movers_end(
 	return moving->waits ? CS_PARK : CS_GO_ON;
 }
 
-/* Goes on with moving->admitted when the throttle lets admit_bytes go. */
 static enum cs_step admit(struct cs_moving *moving)
 {
 	struct cs_op *op = moving->op;
 	uint64_t until_ns =
-		cs_copier_admit(copier_of(moving), moving->admit_bytes, &op->task.waiter);
+		cs_copier_admit(cs_moving_copier(moving), moving->admit_bytes, &op->task.waiter);
 
 	if (!until_ns)
-		return go_to(moving, moving->admitted);
+		return cs_moving_go_to(moving, moving->admitted);
 	moving->step = throttled;
 	op->abandon = abandon;
 	op->task.deadline_ns = until_ns;
 	return CS_PARK;
+}
+
+enum cs_step cs_moving_admit(struct cs_moving *moving, uint64_t bytes,
+	enum cs_step (*admitted)(struct cs_moving *moving))
+{
+	moving->admit_bytes = bytes;
+	moving->admitted = admitted;
+	return cs_moving_go_to(moving, admit);
 }
 
 static enum cs_step begin_more(struct cs_moving *moving);
@@ -118,17 +88,12 @@ static enum cs_step throttled(struct cs_moving *moving)
 	struct cs_op *op = moving->op;
 
 	op->abandon = NULL;
-	if (op->task.timed_out && !cs_copier_unthrottle(copier_of(moving), &op->task.waiter)) {
+	if (op->task.timed_out &&
+		!cs_copier_unthrottle(cs_moving_copier(moving), &op->task.waiter)) {
 		op->task.timed_out = false;
 		return CS_PARK; /* the wake is on its way */
 	}
-	return stops(moving) ? begin_more(moving) : admit(moving);
-}
-
-/* Has it begun so much that others in the queue are to go on? */
-static bool is_long(const struct cs_moving *moving)
-{
-	return moving->op->task.queue && moving->at_once >= TURN_BYTES;
+	return cs_moving_stops(moving) ? begin_more(moving) : admit(moving);
 }
 
 static enum cs_step rest(struct cs_moving *moving)
@@ -138,23 +103,15 @@ static enum cs_step rest(struct cs_moving *moving)
 	return CS_PARK;
 }
 
-static void count_down(struct cs_moving *moving, uint64_t bytes)
+bool cs_moving_rests(struct cs_moving *moving)
 {
-	moving->left -= bytes < moving->left ? bytes : moving->left;
+	if (!moving->op->task.queue || moving->at_once < TURN_BYTES)
+		return false;
+	rest(moving);
+	return true;
 }
 
 /* ---- Without records ------------------------------------------------------------------------- */
-
-/* How many chunks one mover has at most. */
-static uint64_t at_once(const struct cs_moving *moving)
-{
-	uint64_t bytes = moving->left < MOVE_BYTES ? moving->left : MOVE_BYTES;
-	uint64_t chunks = bytes >> cs_merge_shift(moving->merge);
-
-	if (chunks > MOVE_CHUNKS)
-		return MOVE_CHUNKS;
-	return chunks ? chunks : 1;
-}
 
 /* The chunks of a window, from that bit of the mask on, that lie together in the store. */
 static uint64_t together(uint64_t mask, const uint64_t *locations, unsigned bit, uint64_t most)
@@ -173,7 +130,7 @@ static uint64_t find_parts(struct cs_moving *moving, struct cs_mover *mover, uin
 	uint64_t mask, const uint64_t *locations)
 {
 	unsigned most = moving->alone ? CS_MOVER_PARTS : 1;
-	uint64_t left = at_once(moving), chunks = 0;
+	uint64_t left = cs_mover_chunks(moving, moving->left), chunks = 0;
 
 	mover->parts = 0;
 	while (mask && left && mover->parts < most) {
@@ -198,7 +155,7 @@ static uint64_t find_parts(struct cs_moving *moving, struct cs_mover *mover, uin
 static uint64_t find_next(struct cs_moving *moving, struct cs_mover *mover)
 {
 	struct cs_merge *m = moving->merge;
-	struct cs_gate *reads = &store_of(moving)->upper->reads;
+	struct cs_gate *reads = &cs_moving_store(moving)->upper->reads;
 	uint64_t end = cs_snapshot_chunks(m->snapshot), locations[64], found = 0;
 	struct cs_gate_pass pass;
 
@@ -211,11 +168,10 @@ static uint64_t find_next(struct cs_moving *moving, struct cs_mover *mover)
 		m->cursor = found ? mover->run.first + mover->run.count : m->cursor + n;
 	}
 	cs_gate_leave(reads, &pass);
-	cs_reclaim_after_reading(store_of(moving));
+	cs_reclaim_after_reading(cs_moving_store(moving));
 	return found;
 }
 
-static enum cs_step over(struct cs_moving *moving);
 static enum cs_step fill(struct cs_moving *moving);
 
 static enum cs_step start_next(struct cs_moving *moving)
@@ -224,22 +180,22 @@ static enum cs_step start_next(struct cs_moving *moving)
 
 	moving->next = NULL;
 	moving->at_once += moving->admit_bytes;
-	count_down(moving, moving->admit_bytes);
-	cs_copier_piece_begins(copier_of(moving));
+	cs_moving_count_down(moving, moving->admit_bytes);
+	cs_copier_piece_begins(cs_moving_copier(moving));
 	cs_mover_start(mover);
-	return go_to(moving, fill);
+	return cs_moving_go_to(moving, fill);
 }
 
 static enum cs_step fill(struct cs_moving *moving)
 {
 	uint64_t chunks;
 
-	if (stops(moving) || moving->all)
-		return when_movers_end(moving, moving->open ? fill : over);
-	if (moving->open_bytes >= FLIGHT_BYTES || !cs_mover_is_free(moving))
-		return when_movers_end(moving, fill);
-	if (is_long(moving))
-		return rest(moving);
+	if (cs_moving_stops(moving) || moving->all)
+		return cs_moving_await(moving, moving->open ? fill : cs_moving_over);
+	if (moving->open_bytes >= CS_MOVERS_BYTES || !cs_mover_is_free(moving))
+		return cs_moving_await(moving, fill);
+	if (cs_moving_rests(moving))
+		return CS_PARK;
 	moving->next = cs_mover_get(moving);
 	chunks = find_next(moving, moving->next);
 	if (!chunks) {
@@ -248,71 +204,15 @@ static enum cs_step fill(struct cs_moving *moving)
 		moving->all = moving->merge->cursor >= cs_snapshot_chunks(moving->merge->snapshot);
 		return moving->op->task.queue && !moving->all ? rest(moving) : CS_GO_ON;
 	}
-	moving->admit_bytes = chunks << cs_merge_shift(moving->merge);
-	moving->admitted = start_next;
-	return go_to(moving, admit);
+	return cs_moving_admit(moving, chunks << cs_merge_shift(moving->merge), start_next);
 }
 
-/* ---- With records ---------------------------------------------------------------------------- */
-
-static enum cs_step batch(struct cs_moving *moving);
-
-/* Ends a batch. @keep: of this run of it and those behind it claims are kept. */
-static void end_batch(struct cs_moving *moving, size_t keep)
+static enum cs_step begin_more(struct cs_moving *moving)
 {
-	struct cs_merge *m = moving->merge;
-
-	for (unsigned i = 0; i < moving->movers; i++) {
-		struct cs_mover *mover = &moving->mover[i];
-
-		if (mover->stage == CS_MOVER_ARRIVED)
-			cs_mover_release(mover, mover->batch >= keep);
-	}
-	cs_copier_piece_ends(copier_of(moving));
-	cs_merge_wake_waiting(m);
+	return cs_moving_go_to(moving, moving->merge->records ? cs_merge_batch : fill);
 }
 
-/* The records are gone. A chunk that has an older one too counts once. */
-static enum cs_step settle_batch(struct cs_moving *moving)
-{
-	struct cs_merge *m = moving->merge;
-	size_t settled = 0;
-	int rc = 0;
-
-	while (settled < moving->now->runs && !rc) {
-		rc = cs_merge_settle_over(m, &moving->now->run[settled]);
-		settled += !rc;
-	}
-	/* What is not settled nobody may write in place any more: it stays claimed until there is
-	 * memory. */
-	m->forgotten_count = moving->now->runs - settled;
-	memcpy(m->forgotten, &moving->now->run[settled],
-		m->forgotten_count * sizeof(*m->forgotten));
-	if (rc)
-		moving->error = rc;
-	end_batch(moving, settled);
-	return go_to(moving, batch);
-}
-
-static enum cs_step batch_failed(struct cs_moving *moving, int error)
-{
-	moving->error = error;
-	end_batch(moving, moving->now->runs);
-	return go_to(moving, over);
-}
-
-/* M3 */
-static enum cs_step forget(struct cs_moving *moving)
-{
-	int rc = moving->result;
-
-	if (!rc)
-		rc = cs_store_forget(store_of(moving), moving->now->run, moving->now->runs);
-	if (rc)
-		return batch_failed(moving, rc);
-	count_down(moving, moving->now->chunks << cs_merge_shift(moving->merge));
-	return settle_batch(moving);
-}
+/* ---- Flushes --------------------------------------------------------------------------------- */
 
 static void flushed(struct cowsnap_io *io, int error)
 {
@@ -322,8 +222,8 @@ static void flushed(struct cowsnap_io *io, int error)
 	moving->op->task.run(&moving->op->task);
 }
 
-/* Goes on with @step when the origin is flushed, with moving->result. */
-static enum cs_step flush(struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
+enum cs_step cs_moving_flush(
+	struct cs_moving *moving, enum cs_step (*step)(struct cs_moving *moving))
 {
 	struct cowsnap_queue *queue = moving->op->task.queue;
 	struct cowsnap_device *device = moving->merge->origin->device;
@@ -335,192 +235,6 @@ static enum cs_step flush(struct cs_moving *moving, enum cs_step (*step)(struct 
 										 : CS_PARK;
 	moving->result = cs_dev_flush(device);
 	return CS_GO_ON;
-}
-
-/* Somebody has failed. The newest runs before his, of which all have come to @stage, can go on; the
- * others are given up. */
-static void cut_batch(struct cs_moving *moving, enum cs_mover_stage stage)
-{
-	moving->ahead->runs = 0;
-	for (unsigned i = 0; i < moving->movers; i++) {
-		const struct cs_mover *mover = &moving->mover[i];
-
-		if (mover->stage != stage && mover->batch < moving->now->runs)
-			moving->now->runs = mover->batch;
-	}
-	for (unsigned i = 0; i < moving->movers; i++) {
-		struct cs_mover *mover = &moving->mover[i];
-
-		if (mover->stage == stage && mover->batch >= moving->now->runs) {
-			cs_mover_release(mover, false);
-			mover->stage = CS_MOVER_WORKS;
-		}
-	}
-}
-
-static enum cs_step batch_moved(struct cs_moving *moving)
-{
-	if (moving->open)
-		return when_movers_end(moving, batch_moved);
-	if (moving->error)
-		cut_batch(moving, CS_MOVER_ARRIVED);
-	return moving->now->runs ? flush(moving, forget) : batch_failed(moving, moving->error);
-}
-
-/* R1. A chunk may have two records: zeroes, and then space. */
-static bool meets(const struct cs_merge_batch *b, size_t i)
-{
-	const struct cowsnap_run *run = &b->run[i];
-
-	for (const struct cowsnap_run *newer = b->run; newer < run; newer++) {
-		if (run->first < newer->first + newer->count &&
-			newer->first < run->first + run->count)
-			return true;
-	}
-	return false;
-}
-
-/* How many chunks of a run of a batch one mover has at most. */
-static uint64_t mover_chunks(const struct cs_moving *moving)
-{
-	uint64_t chunks = MOVE_BYTES >> cs_merge_shift(moving->merge);
-
-	if (chunks > MOVE_CHUNKS)
-		return MOVE_CHUNKS;
-	return chunks ? chunks : 1;
-}
-
-/* How many chunks a batch has at most. There are movers for them: one for each run, and for each
- * part that a run is cut into. */
-static uint64_t batch_chunks(const struct cs_moving *moving)
-{
-	uint64_t bytes = moving->left < BATCH_BYTES ? moving->left : BATCH_BYTES;
-	uint64_t chunks = bytes >> cs_merge_shift(moving->merge);
-	uint64_t most = (CS_MOVERS - CS_MERGE_BATCH) * mover_chunks(moving);
-
-	if (chunks > most)
-		return most;
-	return chunks ? chunks : 1;
-}
-
-/* What comes when the newest @skip records are gone. Returns: how many runs, 0 or an error. */
-static int find_batch(struct cs_moving *moving, struct cs_merge_batch *b, uint64_t skip)
-{
-	struct cs_merge *m = moving->merge;
-	uint64_t chunks = cs_snapshot_chunks(m->snapshot);
-	int count = cs_store_newest(
-		store_of(moving), skip, batch_chunks(moving), b->run, CS_MERGE_BATCH);
-
-	b->runs = 0;
-	b->chunks = 0;
-	if (count < 0)
-		return count;
-	while (b->runs < (size_t)count && !meets(b, b->runs)) {
-		const struct cowsnap_run *run = &b->run[b->runs++];
-
-		if (run->first >= chunks || run->count > chunks - run->first)
-			return -EIO;
-		b->chunks += run->count;
-	}
-	return (int)b->runs;
-}
-
-/* While movers are at work. An error is met again when its turn comes. */
-static void look_ahead(struct cs_moving *moving)
-{
-	if (moving->open && find_batch(moving, moving->ahead, moving->now->chunks) < 0)
-		moving->ahead->runs = 0;
-}
-
-static int next_batch(struct cs_moving *moving)
-{
-	struct cs_merge_batch *before = moving->now;
-
-	if (!moving->ahead->runs)
-		return find_batch(moving, moving->now, 0);
-	moving->now = moving->ahead;
-	moving->ahead = before;
-	before->runs = 0;
-	return (int)moving->now->runs;
-}
-
-/* Movers for one run of a batch. There are enough: see batch_chunks(). */
-static void start_run(struct cs_moving *moving, size_t batch)
-{
-	const struct cowsnap_run *run = &moving->now->run[batch];
-	uint64_t most = mover_chunks(moving), count;
-
-	/* After a failure nobody else is asked for anything. */
-	for (uint64_t done = 0; done < run->count && !moving->error; done += count) {
-		struct cs_mover *mover = &moving->mover[moving->movers++];
-
-		count = run->count - done < most ? run->count - done : most;
-		mover->batch = batch;
-		mover->run = *run;
-		mover->run.first += done;
-		mover->run.count = count;
-		if (run->location != COWSNAP_LOCATION_ZERO)
-			mover->run.location += done;
-		mover->part[0] = mover->run;
-		mover->parts = 1;
-		mover->moving = moving;
-		cs_mover_start(mover);
-	}
-}
-
-/* R2 */
-static enum cs_step batch_saved(struct cs_moving *moving)
-{
-	if (moving->open)
-		return when_movers_end(moving, batch_saved);
-	if (moving->op->cancelled)
-		moving->now->runs = 0;
-	if (has_ended(moving))
-		cut_batch(moving, CS_MOVER_SAVED);
-	for (unsigned i = 0; i < moving->movers; i++) {
-		if (moving->mover[i].stage == CS_MOVER_SAVED)
-			cs_mover_go_on(&moving->mover[i]);
-	}
-	look_ahead(moving);
-	return go_to(moving, batch_moved);
-}
-
-static enum cs_step start_batch(struct cs_moving *moving)
-{
-	cs_copier_piece_begins(copier_of(moving));
-	moving->movers = 0;
-	moving->at_once += moving->admit_bytes;
-	for (size_t i = 0; i < moving->now->runs; i++)
-		start_run(moving, i);
-	return go_to(moving, batch_saved);
-}
-
-static enum cs_step batch(struct cs_moving *moving)
-{
-	int count;
-
-	if (stops(moving))
-		return go_to(moving, over);
-	if (is_long(moving))
-		return rest(moving);
-	count = cs_merge_settle_forgotten(moving->merge);
-	if (!count)
-		count = next_batch(moving);
-	if (count < 0)
-		moving->error = count;
-	moving->all = !count;
-	if (count <= 0)
-		return go_to(moving, over);
-	moving->admit_bytes = moving->now->chunks << cs_merge_shift(moving->merge);
-	moving->admitted = start_batch;
-	return go_to(moving, admit);
-}
-
-/* ---- Both ------------------------------------------------------------------------------------ */
-
-static enum cs_step begin_more(struct cs_moving *moving)
-{
-	return go_to(moving, moving->merge->records ? batch : fill);
 }
 
 /* ---- The end --------------------------------------------------------------------------------- */
@@ -564,7 +278,7 @@ static enum cs_step drained(struct cs_moving *moving)
 static enum cs_step drop(struct cs_moving *moving)
 {
 	struct cs_merge *m = moving->merge;
-	struct cowsnap_store *store = store_of(moving);
+	struct cowsnap_store *store = cs_moving_store(moving);
 	int rc = 0;
 
 	if (!m->dropped && cs_store_persistent(store)) {
@@ -577,7 +291,7 @@ static enum cs_step drop(struct cs_moving *moving)
 	m->dropped |= !rc;
 	if (!rc)
 		rc = cs_merge_retire(m);
-	return rc ? end_turn(moving, rc) : go_to(moving, drained);
+	return rc ? end_turn(moving, rc) : cs_moving_go_to(moving, drained);
 }
 
 static enum cs_step take_turn(struct cs_moving *moving)
@@ -590,7 +304,7 @@ static enum cs_step take_turn(struct cs_moving *moving)
 		       : CS_GO_ON;
 }
 
-static enum cs_step over(struct cs_moving *moving)
+enum cs_step cs_moving_over(struct cs_moving *moving)
 {
 	moving->op->abandon = NULL;
 	/* What was found, but not begun, is found again. */
@@ -606,7 +320,7 @@ static enum cs_step over(struct cs_moving *moving)
 	atomic_store_explicit(&moving->merge->moved, true, memory_order_release);
 	/* What was moved without records must be durable before the snapshot goes. */
 	moving->result = 0;
-	return moving->merge->records ? take_turn(moving) : flush(moving, take_turn);
+	return moving->merge->records ? take_turn(moving) : cs_moving_flush(moving, take_turn);
 }
 
 /* ---- The call -------------------------------------------------------------------------------- */
@@ -662,7 +376,7 @@ static int begin(struct cowsnap_snapshot *snapshot, uint64_t max_bytes, struct c
 	moving->next = NULL;
 	moving->now = &moving->batch[0];
 	moving->ahead = &moving->batch[1];
-	moving->ahead->runs = 0;
+	moving->looks = false;
 	moving->alone = is_alone(m);
 	moving->step = begin_more;
 	return 0;

@@ -398,31 +398,37 @@ static bool newest_sane(
 	return run_sane(store, most, run->location, run->count);
 }
 
-int cs_store_newest(struct cowsnap_store *store, uint64_t skip, uint64_t most,
-	struct cowsnap_run *runs, size_t room)
+int cs_store_check_newest(const struct cowsnap_store *store, const struct cowsnap_newest *newest)
 {
-	int count;
+	uint64_t most = newest->most;
 
-	if (!cs_store_forgets(store))
-		return -ENOTSUP;
-	if (!most || !room)
-		return -EINVAL;
-	if (room > INT_MAX)
-		room = INT_MAX;
-	count = store->ops.newest(store->user, skip, most, runs, room);
-	if (count > (int)room)
+	if (newest->count > newest->room)
 		return -EIO;
-	for (int i = 0; i < count; i++) {
-		if (!newest_sane(store, most, &runs[i]))
+	for (size_t i = 0; i < newest->count; i++) {
+		if (!newest_sane(store, most, &newest->runs[i]))
 			return -EIO;
-		most -= runs[i].count;
+		most -= newest->runs[i].count;
 	}
-	return count;
+	return 0;
 }
 
-int cs_store_forget(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count)
+void cs_store_start_newest(struct cowsnap_store *store, struct cowsnap_newest *newest)
+{
+	newest->count = 0;
+	if (!cs_store_forgets(store))
+		newest->done(newest, -ENOTSUP);
+	else if (!newest->most || !newest->room)
+		newest->done(newest, -EINVAL);
+	else
+		store->ops.newest(store->user, newest);
+}
+
+void cs_store_start_forget(struct cowsnap_store *store, struct cowsnap_commit *commit)
 {
 	if (!cs_store_forgets(store))
-		return -ENOTSUP;
-	return count ? store->ops.forget(store->user, runs, count) : -EINVAL;
+		commit->done(commit, -ENOTSUP);
+	else if (!commit->count)
+		commit->done(commit, -EINVAL);
+	else
+		store->ops.forget(store->user, commit);
 }

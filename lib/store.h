@@ -163,11 +163,12 @@ static inline bool cs_store_forgets(const struct cowsnap_store *store)
 {
 	return store->ops.newest && store->ops.forget;
 }
-/* For one caller at a time, with no commit under way. As the members of the table; -ENOTSUP (it
- * cannot), -EINVAL (0 of something), -EIO (what the table gave cannot be). */
-int cs_store_newest(struct cowsnap_store *store, uint64_t skip, uint64_t most,
-	struct cowsnap_run *runs, size_t room);
-int cs_store_forget(struct cowsnap_store *store, const struct cowsnap_run *runs, size_t count);
+/* For one caller at a time, with no commit under way. As the members of the table; done is also
+ * told of -ENOTSUP (it cannot), -EINVAL (0 of something). */
+void cs_store_start_newest(struct cowsnap_store *store, struct cowsnap_newest *newest);
+void cs_store_start_forget(struct cowsnap_store *store, struct cowsnap_commit *commit);
+/* Returns: 0; -EIO (what the table gave cannot be). */
+int cs_store_check_newest(const struct cowsnap_store *store, const struct cowsnap_newest *newest);
 void cs_store_space(const struct cowsnap_store *store, struct cowsnap_store_space *space);
 uint64_t cs_store_high_water(struct cowsnap_store *store); /* chunks */
 /*

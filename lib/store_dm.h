@@ -41,6 +41,7 @@
 #define CS_DM_QUICK_FLUSH_NS UINT64_C(10000)
 #define CS_DM_GROUP_RECORDS  4096u /* at most */
 #define CS_DM_MARKS          3u    /* store_dm_state.c */
+#define CS_DM_TAILS          16u   /* areas whose records are read at once */
 
 enum cs_dm_header {
 	CS_DM_NONE, /* no snapshot */
@@ -81,6 +82,17 @@ struct cs_dm_erase {
 	uint64_t offset;
 	uint64_t bytes;
 	uint64_t keep;
+};
+
+/* store_dm_merge.c: records at the end of an area, and the blocks that hold them. */
+struct cs_dm_tail {
+	uint64_t first; /* record */
+	uint64_t records;
+	uint64_t offset; /* of the blocks, on the device */
+	uint64_t bytes;
+	uint8_t *blocks;
+	uint8_t *slots; /* in these */
+	struct cowsnap_io io;
 };
 
 struct cs_dm {
@@ -144,6 +156,13 @@ struct cs_dm {
 	uint64_t acked;  /* of these, those whose commits are done */
 	uint8_t *blocks; /* room for a group; the first block is as on the device up to `end` */
 	size_t blocks_bytes;
+	/* The same, while it answers a merge: store_dm_merge.c. */
+	struct cowsnap_newest *newest;
+	struct cowsnap_commit *forgets;
+	struct cs_dm_tail tail[CS_DM_TAILS];
+	unsigned tails;
+	unsigned reads_open;
+	int error;
 	/* store_dm_state.c: of an export. */
 	uint64_t marks[CS_DM_MARKS];
 	uint64_t *part;
@@ -152,6 +171,12 @@ struct cs_dm {
 static inline uint64_t cs_dm_chunk_bytes(const struct cs_dm *dm)
 {
 	return UINT64_C(1) << dm->chunk_shift;
+}
+
+/* Where slot 0 of an area is. */
+static inline uint64_t cs_dm_area_offset(const struct cs_dm *dm, uint64_t area)
+{
+	return (1 + area * (dm->shape.area_records + 1)) << dm->chunk_shift;
 }
 
 /* Do these chunks, of a device of @chunks, hold data and nothing else? */
@@ -191,6 +216,12 @@ void cs_dm_group_fini(struct cs_dm *dm);
 void cs_dm_group_open(struct cs_dm *dm, uint64_t end, const uint8_t *block);
 /* Writes dm->group, of what is at the head of the queue; then goes on with cs_dm_group_ended(). */
 enum cs_step cs_dm_group_write(struct cs_dm *dm);
+/* Goes on with @next when the request has ended, with the result in dm->result. */
+enum cs_step cs_dm_request(struct cs_dm *dm, enum cowsnap_io_kind kind, void *buffer,
+	uint64_t offset, uint64_t length, enum cs_step (*next)(struct cs_dm *dm));
+/* The same with a flush, where the device needs one. It is for those too who queue until it
+ * begins. */
+enum cs_step cs_dm_flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm));
 /* To hold the device. Returns: false: @waiter is woken when it may be free. */
 bool cs_dm_hold(struct cs_dm *dm, struct cs_waiter *waiter);
 /* For a thread that may sleep. Returns: 0; -EDEADLK (it would wait for a chain that it runs). */
@@ -216,16 +247,18 @@ void cs_dm_commit_close(struct cs_dm *dm);
 void cs_dm_commit(void *user, struct cowsnap_commit *commit);
 /* The leader's step after dm->group. */
 enum cs_step cs_dm_group_ended(struct cs_dm *dm);
-/* For a caller that has no commit, and needs what is the leader's. Returns: 0, -EBUSY (commits are
- * under way). Commits that come meanwhile go on afterwards. */
-int cs_dm_lead(struct cs_dm *dm);
+/* For a caller that has no commit, and needs what is the leader's. @queue: NULL: it waits. Returns:
+ * 0, -EBUSY (commits are under way). Commits that come meanwhile go on afterwards. */
+int cs_dm_lead(struct cs_dm *dm, struct cowsnap_queue *queue);
+/* Then: steps, of which the last one stops leading. Without a queue it is done at the return. */
+void cs_dm_lead_on(struct cs_dm *dm, enum cs_step (*first)(struct cs_dm *dm));
 void cs_dm_stop_leading(struct cs_dm *dm);
 
 /* ---- store_dm_merge.c ----------------------------------------------------------------------- */
 
 /* The members of a store's table. */
-int cs_dm_newest(void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room);
-int cs_dm_forget(void *user, const struct cowsnap_run *runs, size_t count);
+void cs_dm_newest(void *user, struct cowsnap_newest *newest);
+void cs_dm_forget(void *user, struct cowsnap_commit *commit);
 
 /* ---- store_dm_load.c ------------------------------------------------------------------------ */
 

@@ -168,8 +168,7 @@ static void requested(struct cowsnap_io *io, int error)
 	dm->task.run(&dm->task);
 }
 
-/* Goes on with @next when the request has ended, with the result in dm->result. */
-static enum cs_step request(struct cs_dm *dm, enum cowsnap_io_kind kind, void *buffer,
+enum cs_step cs_dm_request(struct cs_dm *dm, enum cowsnap_io_kind kind, void *buffer,
 	uint64_t offset, uint64_t length, enum cs_step (*next)(struct cs_dm *dm))
 {
 	struct cowsnap_io *io = &dm->io;
@@ -197,7 +196,8 @@ static enum cs_step zero_on(struct cs_dm *dm)
 		return dm->after(dm);
 	dm->zero_offset += piece;
 	dm->zero_bytes -= piece;
-	return request(dm, COWSNAP_IO_WRITE, dm->blocks + dm->block_bytes, offset, piece, zero_on);
+	return cs_dm_request(
+		dm, COWSNAP_IO_WRITE, dm->blocks + dm->block_bytes, offset, piece, zero_on);
 }
 
 /* Writes zeroes, from behind the first of blocks[] (Q3). They are written, and no hole is made: a
@@ -265,7 +265,7 @@ static enum cs_step flushed(struct cs_dm *dm)
 static enum cs_step flush_held(struct cs_dm *dm)
 {
 	dm->flush_began_ns = begin_timing(dm, dm->flush);
-	return request(dm, COWSNAP_IO_FLUSH, NULL, 0, 0, flushed);
+	return cs_dm_request(dm, COWSNAP_IO_FLUSH, NULL, 0, 0, flushed);
 }
 
 static enum cs_step hold_for_flush(struct cs_dm *dm)
@@ -282,8 +282,7 @@ static enum cs_step flush(struct cs_dm *dm, uint64_t number, enum cs_step (*next
 	return hold_for_flush(dm);
 }
 
-/* A flush that is for those too who queue until it begins. */
-static enum cs_step flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm))
+enum cs_step cs_dm_flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm))
 {
 	uint64_t number;
 
@@ -296,12 +295,6 @@ static enum cs_step flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_
 }
 
 /* ---- Records --------------------------------------------------------------------------------- */
-
-/* Where slot 0 of an area is. */
-static uint64_t area_offset(const struct cs_dm *dm, uint64_t area)
-{
-	return (1 + area * (dm->shape.area_records + 1)) << dm->chunk_shift;
-}
 
 /* Puts the next @count records of a commit into slots. Returns: behind them. */
 static uint8_t *encode(
@@ -370,7 +363,7 @@ static enum cs_step erased(struct cs_dm *dm)
 
 static enum cs_step rest_wiped(struct cs_dm *dm)
 {
-	return dm->result ? erased(dm) : flush_late(dm, erased);
+	return dm->result ? erased(dm) : cs_dm_flush_late(dm, erased);
 }
 
 static enum cs_step first_wiped(struct cs_dm *dm)
@@ -388,7 +381,7 @@ static enum cs_step wipe(struct cs_dm *dm)
 	memset(dm->blocks + dm->erase.keep, 0, dm->blocks_bytes - dm->erase.keep);
 	if (dm->result)
 		return erased(dm);
-	return request(
+	return cs_dm_request(
 		dm, COWSNAP_IO_WRITE, dm->blocks, dm->erase.offset, dm->block_bytes, first_wiped);
 }
 
@@ -406,11 +399,11 @@ static enum cs_step erase(struct cs_dm *dm)
 	uint64_t to = (end * CS_FORMAT_DM_RECORD_BYTES + block - 1) / block * block;
 
 	e->keep = slot * CS_FORMAT_DM_RECORD_BYTES - from;
-	e->offset = area_offset(dm, area) + from;
+	e->offset = cs_dm_area_offset(dm, area) + from;
 	e->bytes = to - from;
 	dm->result = 0;
 	if (e->keep)
-		return request(dm, COWSNAP_IO_READ, dm->blocks, e->offset, block, wipe);
+		return cs_dm_request(dm, COWSNAP_IO_READ, dm->blocks, e->offset, block, wipe);
 	return wipe(dm);
 }
 
@@ -434,7 +427,7 @@ static enum cs_step written(struct cs_dm *dm)
 {
 	if (dm->result || cs_dev_writes_through(dm->device))
 		return recorded(dm);
-	return flush_late(dm, recorded);
+	return cs_dm_flush_late(dm, recorded);
 }
 
 static enum cs_step write_records(struct cs_dm *dm)
@@ -449,8 +442,8 @@ static enum cs_step write_records(struct cs_dm *dm)
 	if (dm->result)
 		return failed(dm);
 	encode_group(dm);
-	return request(dm, through ? COWSNAP_IO_WRITE_DURABLE : COWSNAP_IO_WRITE, dm->blocks,
-		area_offset(dm, group->area) + from, to - from, written);
+	return cs_dm_request(dm, through ? COWSNAP_IO_WRITE_DURABLE : COWSNAP_IO_WRITE, dm->blocks,
+		cs_dm_area_offset(dm, group->area) + from, to - from, written);
 }
 
 static enum cs_step make_data_durable(struct cs_dm *dm)
@@ -465,6 +458,6 @@ enum cs_step cs_dm_group_write(struct cs_dm *dm)
 	dm->result = cs_dm_broken(dm);
 	if (dm->result || !dm->group.fills)
 		return make_data_durable(dm);
-	return zero(
-		dm, area_offset(dm, dm->group.area + 1), cs_dm_chunk_bytes(dm), make_data_durable);
+	return zero(dm, cs_dm_area_offset(dm, dm->group.area + 1), cs_dm_chunk_bytes(dm),
+		make_data_durable);
 }

@@ -3,18 +3,20 @@
  * The persistent store: records that are forgotten because their chunks were merged into the
  * origin, the newest first.
  *
- * Both calls read what they need of the tail area from the device: nothing is kept of records that
- * are there. What is zeroed are the last slots of the list, of one area, so after a crash in the
- * middle of it the list is what it was, or a part of it from the beginning, and at least what was
- * not to be forgotten: it ends at the first slot that is zero, whichever sectors came to the
- * device. What is left behind that slot is wiped at open, as after any crash.
+ * newest() reads what it needs from the device, of several areas side by side: nothing is kept of
+ * records that are there, but for the block of the end. forget() zeroes the slots from the new end
+ * on in its area, with one write; what lies in later areas cannot be reached any more, and is wiped
+ * before it can be again, as the next area always is. So after a crash in the middle of it the list
+ * is what it was, or a part of it from the beginning, and at least what was not to be forgotten: it
+ * ends at the first slot that is zero, whichever sectors came to the device. What is left behind
+ * that slot in its area is wiped at open, as after any crash.
  *
- * At one time they are of one area, and at most what fits into blocks[] behind its first block,
- * which are zero (Q3) and are borrowed: so nothing is allocated here.
+ * At one time they are at most what fits into blocks[] behind its first block, which are zero (Q3)
+ * and are borrowed: so nothing is allocated here.
  *
  * Invariants: those of store_dm.h, and:
- *  M1 Who is in one of these calls leads, with nothing in the queue when he began. So a commit that
- *     comes all the same waits, and is written behind what is left.
+ *  M1 Who answers one of these calls leads, with nothing in the queue when he began. So a commit
+ *     that comes all the same waits, and is written behind what is left.
  *  M2 After forget() the first of blocks[] is the block of the new end, as it is on the device.
  *
  * Locking: none over I/O. The device is held over the flush.
@@ -27,39 +29,12 @@
 
 #include "store_dm.h"
 
-/* So much of the tail is read first: all of an area of chunks of 4 KiB. */
-#define FIRST_LOOK 4096u
+/* To end at a block up to so much less is given: then nothing is read when it is forgotten. */
+#define ROUND_PART 8u
 
-/* Slots at the tail of the area that holds the last record, and the blocks that hold them. */
-struct tail {
-	uint64_t first;   /* record */
-	uint64_t records; /* up to the end */
-	uint64_t offset;  /* of its blocks, on the device */
-	uint64_t bytes;
-	uint8_t *blocks;
-	uint8_t *slots; /* in these */
-};
-
-/* The tail of the area of the record before @end_record, as much of it as lies in @most bytes
- * of blocks, from record @from on at the least if that is nearer. There is such a record. */
-static struct tail place_tail(
-	const struct cs_dm *dm, uint64_t end_record, uint64_t from, uint64_t most)
+static uint64_t block_records(const struct cs_dm *dm)
 {
-	uint64_t records = dm->shape.area_records, block = dm->block_bytes;
-	uint64_t area = (end_record - 1) / records, base = area * records;
-	uint64_t end = (end_record - base) * CS_FORMAT_DM_RECORD_BYTES;
-	uint64_t first = from > base ? (from - base) * CS_FORMAT_DM_RECORD_BYTES : 0;
-	struct tail tail = {.blocks = dm->blocks + block};
-	uint64_t start = first / block * block, stop = (end + block - 1) / block * block;
-
-	if (stop - start > most)
-		start = first = stop - most;
-	tail.first = base + first / CS_FORMAT_DM_RECORD_BYTES;
-	tail.records = end_record - tail.first;
-	tail.offset = ((1 + area * (records + 1)) << dm->chunk_shift) + start;
-	tail.bytes = stop - start;
-	tail.slots = tail.blocks + (first - start);
-	return tail;
+	return dm->block_bytes / CS_FORMAT_DM_RECORD_BYTES;
 }
 
 static uint64_t room(const struct cs_dm *dm)
@@ -67,10 +42,30 @@ static uint64_t room(const struct cs_dm *dm)
 	return dm->blocks_bytes - dm->block_bytes;
 }
 
-/* Q3 */
-static void give_back(const struct tail *tail)
+/* The records of the area of @first from there on, up to @end, in whole blocks. */
+static void place_tail(const struct cs_dm *dm, struct cs_dm_tail *tail, uint64_t first,
+	uint64_t end, uint8_t *blocks)
 {
-	memset(tail->blocks, 0, tail->bytes);
+	uint64_t records = dm->shape.area_records, block = dm->block_bytes;
+	uint64_t area = first / records, base = area * records;
+	uint64_t from = (first - base) * CS_FORMAT_DM_RECORD_BYTES;
+	uint64_t to = (end - base) * CS_FORMAT_DM_RECORD_BYTES;
+	uint64_t start = from / block * block, stop = (to + block - 1) / block * block;
+
+	tail->first = first;
+	tail->records = end - first;
+	tail->offset = cs_dm_area_offset(dm, area) + start;
+	tail->bytes = stop - start;
+	tail->blocks = blocks;
+	tail->slots = blocks + (from - start);
+}
+
+/* Q3 */
+static void give_back(struct cs_dm *dm)
+{
+	for (unsigned i = 0; i < dm->tails; i++)
+		memset(dm->tail[i].blocks, 0, dm->tail[i].bytes);
+	dm->tails = 0;
 }
 
 static int damaged(const struct cs_dm *dm, const struct cs_format_dm_fault *fault)
@@ -83,7 +78,7 @@ static int damaged(const struct cs_dm *dm, const struct cs_format_dm_fault *faul
 }
 
 /* Record @number of those in the tail. An end, where there must be one, is damage too. */
-static int decode(const struct cs_dm *dm, const struct tail *tail, uint64_t number,
+static int decode(const struct cs_dm *dm, const struct cs_dm_tail *tail, uint64_t number,
 	struct cs_format_dm_record *record)
 {
 	const uint8_t *slot = tail->slots + (number - tail->first) * CS_FORMAT_DM_RECORD_BYTES;
@@ -96,102 +91,168 @@ static int decode(const struct cs_dm *dm, const struct tail *tail, uint64_t numb
 	return error ? damaged(dm, &fault) : 0;
 }
 
-/* What newest() is asked for, and what it has found of it. */
-struct wanted {
-	uint64_t end;  /* record: those before it */
-	uint64_t most; /* records */
-	struct cowsnap_run *runs;
-	size_t room;
-	size_t count; /* of runs */
-	uint64_t records;
-};
+/* ---- The newest ------------------------------------------------------------------------------ */
 
-/* The runs that the last records make, as far as the tail has them. As the kernel: only records
- * that follow each other upwards. */
-static int find_runs(const struct cs_dm *dm, const struct tail *tail, struct wanted *w)
+static enum cs_step end_newest(struct cs_dm *dm, int error)
+{
+	struct cowsnap_newest *newest = dm->newest;
+
+	give_back(dm);
+	cs_dm_stop_leading(dm);
+	newest->done(newest, error);
+	return CS_DONE;
+}
+
+/* Adds a record in front of those that were found. As the kernel: a run is of records that follow
+ * each other upwards. Returns: false: there is no room for it. */
+static bool add(struct cowsnap_newest *newest, const struct cs_format_dm_record *record)
+{
+	struct cowsnap_run *run = newest->count ? &newest->runs[newest->count - 1] : NULL;
+
+	if (run && record->origin + 1 == run->first && record->store + 1 == run->location) {
+		run->first--;
+		run->location--;
+		run->count++;
+		return true;
+	}
+	if (newest->count == newest->room)
+		return false;
+	newest->runs[newest->count++] = (struct cowsnap_run){
+		.first = record->origin, .count = 1, .location = record->store};
+	return true;
+}
+
+static enum cs_step decode_all(struct cs_dm *dm)
 {
 	struct cs_format_dm_record record;
 
-	w->count = 0;
-	for (w->records = 0; w->records < tail->records && w->records < w->most; w->records++) {
-		struct cowsnap_run *run = w->count ? &w->runs[w->count - 1] : NULL;
-		int rc = decode(dm, tail, w->end - 1 - w->records, &record);
+	if (dm->error)
+		return end_newest(dm, dm->error);
+	for (unsigned i = 0; i < dm->tails; i++) {
+		const struct cs_dm_tail *tail = &dm->tail[i];
 
-		if (rc)
-			return rc;
-		if (run && record.origin + 1 == run->first && record.store + 1 == run->location) {
-			run->first--;
-			run->location--;
-			run->count++;
-			continue;
+		for (uint64_t n = tail->first + tail->records; n-- > tail->first;) {
+			int rc = decode(dm, tail, n, &record);
+
+			if (rc)
+				return end_newest(dm, rc);
+			if (!add(dm->newest, &record))
+				return end_newest(dm, 0);
 		}
-		if (w->count == w->room)
-			break;
-		w->runs[w->count++] = (struct cowsnap_run){
-			.first = record.origin, .count = 1, .location = record.store};
 	}
-	return 0;
+	return end_newest(dm, 0);
 }
 
-static int look(struct cs_dm *dm, const struct tail *tail, struct wanted *w)
+/* Which blocks hold the records before @end, as many as are asked for and fit, by area. */
+static void plan(struct cs_dm *dm, uint64_t end)
 {
-	int rc = cs_dev_read(dm->device, tail->blocks, tail->offset, tail->bytes);
+	uint64_t most = dm->newest->most, records = dm->shape.area_records;
+	uint64_t from = most < end ? end - most : 0;
+	uint64_t rounded = (from + block_records(dm) - 1) / block_records(dm) * block_records(dm);
+	uint8_t *at = dm->blocks + dm->block_bytes, *limit = dm->blocks + dm->blocks_bytes;
 
-	if (!rc)
-		rc = find_runs(dm, tail, w);
-	give_back(tail);
-	return rc;
+	if (rounded - from <= most / ROUND_PART)
+		from = rounded;
+	while (end > from && dm->tails < CS_DM_TAILS && at < limit) {
+		struct cs_dm_tail *tail = &dm->tail[dm->tails++];
+		uint64_t base = (end - 1) / records * records, first = base > from ? base : from;
+		uint64_t fit = (uint64_t)(limit - at) / CS_FORMAT_DM_RECORD_BYTES;
+		uint64_t last = (end + block_records(dm) - 1) / block_records(dm);
+
+		/* Whole blocks, of which the last one may not be full. */
+		if (last * block_records(dm) > first + fit)
+			first = last * block_records(dm) - fit;
+		place_tail(dm, tail, first, end, at);
+		at += tail->bytes;
+		end = first;
+	}
 }
 
-static int find_newest(struct cs_dm *dm, struct wanted *w)
+static void note_read(struct cs_dm *dm, int error)
 {
-	uint64_t from = w->most < w->end ? w->end - w->most : 0;
-	uint64_t first_look = dm->block_bytes > FIRST_LOOK ? dm->block_bytes : FIRST_LOOK;
-	struct tail tail = place_tail(dm, w->end, from, first_look);
-	int rc = look(dm, &tail, w);
-
-	if (rc || w->records < tail.records || tail.bytes < first_look)
-		return rc;
-	tail = place_tail(dm, w->end, from, room(dm));
-	return look(dm, &tail, w);
+	if (!dm->error)
+		dm->error = error;
 }
 
-int cs_dm_newest(void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room)
+static void tail_read(struct cowsnap_io *io, int error)
+{
+	struct cs_dm *dm = io->user;
+
+	note_read(dm, error);
+	if (!--dm->reads_open)
+		dm->task.run(&dm->task);
+}
+
+static enum cs_step read_tails(struct cs_dm *dm)
+{
+	uint64_t end = dm->end > dm->newest->skip ? dm->end - dm->newest->skip : 0;
+
+	dm->error = cs_dm_broken(dm);
+	if (dm->error)
+		return end_newest(dm, dm->error);
+	plan(dm, end);
+	dm->step = decode_all;
+	dm->reads_open = 0;
+	for (unsigned i = 0; i < dm->tails; i++) {
+		struct cs_dm_tail *tail = &dm->tail[i];
+		int error = 0;
+
+		tail->io = (struct cowsnap_io){.kind = COWSNAP_IO_READ,
+			.buffer = tail->blocks,
+			.offset = tail->offset,
+			.length = tail->bytes,
+			.done = tail_read,
+			.user = dm};
+		if (!dm->task.queue)
+			error = cs_dev_call(dm->device, &tail->io);
+		else if (!cs_dev_start(dm->device, dm->task.queue, &tail->io, &error))
+			dm->reads_open++;
+		note_read(dm, error);
+	}
+	return dm->reads_open ? CS_PARK : CS_GO_ON;
+}
+
+void cs_dm_newest(void *user, struct cowsnap_newest *newest)
 {
 	struct cs_dm *dm = user;
-	struct wanted w = {.most = most, .runs = runs, .room = room};
-	int rc = cs_dm_lead(dm);
+	int rc = cs_dm_lead(dm, newest->queue);
 
-	if (rc)
-		return rc;
-	rc = cs_dm_broken(dm);
-	w.end = dm->end > skip ? dm->end - skip : 0;
-	if (!rc && w.end)
-		rc = find_newest(dm, &w);
-	cs_dm_stop_leading(dm);
-	return rc ? rc : (int)w.count;
+	newest->count = 0;
+	if (rc) {
+		newest->done(newest, rc);
+		return;
+	}
+	dm->newest = newest;
+	cs_dm_lead_on(dm, read_tails);
 }
 
 /* ---- Forgetting ------------------------------------------------------------------------------ */
 
-/* Runs, the newest first, and how many records they are in all. */
-struct gone {
-	const struct cowsnap_run *runs;
-	size_t count;
-	uint64_t records;
-};
-
-/* Are they the last ones? They are read for the sake of those before them in their block. */
-static int check_records(const struct cs_dm *dm, const struct tail *tail, const struct gone *gone)
+static enum cs_step end_forget(struct cs_dm *dm, int error)
 {
-	uint64_t number = dm->end;
+	struct cowsnap_commit *commit = dm->forgets;
 
-	for (size_t i = 0; i < gone->count; i++) {
-		const struct cowsnap_run *run = &gone->runs[i];
+	give_back(dm);
+	cs_dm_stop_leading(dm);
+	commit->done(commit, error);
+	return CS_DONE;
+}
 
-		for (uint64_t k = run->count; k--;) {
+/* The records from the new end on that lie in its block, which is known, must be those that are to
+ * go. */
+static int check_records(const struct cs_dm *dm, const struct cs_dm_tail *tail)
+{
+	uint64_t number = tail->first;
+	uint64_t stop = (number / block_records(dm) + 1) * block_records(dm);
+
+	if (stop > tail->first + tail->records)
+		stop = tail->first + tail->records;
+	for (size_t i = dm->forgets->count; i-- && number < stop;) {
+		const struct cowsnap_run *run = &dm->forgets->runs[i];
+
+		for (uint64_t k = 0; k < run->count && number < stop; k++, number++) {
 			struct cs_format_dm_record record;
-			int rc = decode(dm, tail, --number, &record);
+			int rc = decode(dm, tail, number, &record);
 
 			if (rc)
 				return rc;
@@ -202,103 +263,142 @@ static int check_records(const struct cs_dm *dm, const struct tail *tail, const 
 	return 0;
 }
 
-/* Others may have been told of what this flush was to make durable. */
-static int flush(struct cs_dm *dm)
+/* M2 */
+static enum cs_step shorten(struct cs_dm *dm)
 {
-	int rc = cs_dm_hold_waiting(dm);
+	const struct cs_dm_tail *tail = &dm->tail[0];
+	uint64_t gone = dm->end - tail->first;
 
-	if (rc)
-		return rc;
-	rc = cs_dm_flush(dm);
-	if (!rc)
-		rc = cs_dm_broken(dm);
-	cs_dm_unhold(dm);
-	return rc;
+	memcpy(dm->blocks, tail->blocks, dm->block_bytes);
+	dm->end -= gone;
+	dm->acked -= gone;
+	return end_forget(dm, 0);
 }
 
-static int write_tail(struct cs_dm *dm, const struct tail *tail)
+static enum cs_step put_back(struct cs_dm *dm)
 {
-	int rc;
-
-	if (cs_dev_writes_through(dm->device))
-		return cs_dev_write_durable(dm->device, tail->blocks, tail->offset, tail->bytes);
-	rc = cs_dev_write(dm->device, tail->blocks, tail->offset, tail->bytes);
-	return rc ? rc : flush(dm);
+	if (dm->result)
+		cs_dm_break(dm, dm->result, "to put back records");
+	return end_forget(dm, dm->error);
 }
 
-static void put_back(struct cs_dm *dm, const struct tail *tail, const struct gone *gone)
+static enum cs_step write_tail(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm))
 {
-	uint8_t *slot = tail->slots + gone->records * CS_FORMAT_DM_RECORD_BYTES;
-	int rc;
+	const struct cs_dm_tail *tail = &dm->tail[0];
+	bool through = cs_dev_cached(dm->device) && cs_dev_writes_through(dm->device);
 
-	for (size_t i = 0; i < gone->count; i++) {
-		const struct cowsnap_run *run = &gone->runs[i];
+	return cs_dm_request(dm, through ? COWSNAP_IO_WRITE_DURABLE : COWSNAP_IO_WRITE,
+		tail->blocks, tail->offset, tail->bytes, next);
+}
 
-		for (uint64_t k = run->count; k--;) {
+static enum cs_step put_back_written(struct cs_dm *dm)
+{
+	if (dm->result || cs_dev_writes_through(dm->device))
+		return put_back(dm);
+	return cs_dm_flush_late(dm, put_back);
+}
+
+/* Those of the area of the new end: the others were not touched. */
+static enum cs_step begin_to_put_back(struct cs_dm *dm)
+{
+	const struct cs_dm_tail *tail = &dm->tail[0];
+	uint64_t left = tail->records;
+	uint8_t *slot = tail->slots;
+
+	dm->error = dm->result;
+	if (cs_dm_broken(dm))
+		return end_forget(dm, dm->error);
+	for (size_t i = dm->forgets->count; i-- && left;) {
+		const struct cowsnap_run *run = &dm->forgets->runs[i];
+
+		for (uint64_t k = 0; k < run->count && left; k++, left--) {
 			const struct cs_format_dm_record record = {
 				run->first + k, run->location + k};
 
-			slot -= CS_FORMAT_DM_RECORD_BYTES;
 			cs_format_dm_encode_record(&dm->shape, &record, slot);
+			slot += CS_FORMAT_DM_RECORD_BYTES;
 		}
 	}
-	rc = cs_dm_broken(dm) ? 0 : write_tail(dm, tail);
-	if (rc)
-		cs_dm_break(dm, rc, "to put back records");
+	return write_tail(dm, put_back_written);
 }
 
-/* M2 */
-static void shorten(struct cs_dm *dm, const struct tail *tail, uint64_t count)
+static enum cs_step erased(struct cs_dm *dm)
 {
-	memcpy(dm->blocks, tail->blocks, dm->block_bytes);
-	dm->end -= count;
-	dm->acked -= count;
+	return dm->result ? begin_to_put_back(dm) : shorten(dm);
 }
 
-static int forget_last(struct cs_dm *dm, const struct gone *gone)
+static enum cs_step written(struct cs_dm *dm)
 {
-	struct tail tail = place_tail(dm, dm->end, dm->end - gone->records, room(dm));
-	int rc;
+	if (dm->result || cs_dev_writes_through(dm->device))
+		return erased(dm);
+	return cs_dm_flush_late(dm, erased);
+}
 
-	if (tail.records != gone->records)
-		return -EINVAL; /* of two areas, or more than newest() gives */
-	rc = cs_dev_read(dm->device, tail.blocks, tail.offset, tail.bytes);
-	if (!rc)
-		rc = check_records(dm, &tail, gone);
-	if (!rc) {
-		memset(tail.slots, 0, gone->records * CS_FORMAT_DM_RECORD_BYTES);
-		rc = write_tail(dm, &tail);
-		if (rc)
-			put_back(dm, &tail, gone);
-		else
-			shorten(dm, &tail, gone->records);
+static enum cs_step erase(struct cs_dm *dm)
+{
+	const struct cs_dm_tail *tail = &dm->tail[0];
+
+	memset(tail->slots, 0, tail->bytes - (size_t)(tail->slots - tail->blocks));
+	return write_tail(dm, written);
+}
+
+static enum cs_step check_and_erase(struct cs_dm *dm)
+{
+	int rc = dm->result ? dm->result : check_records(dm, &dm->tail[0]);
+
+	return rc ? end_forget(dm, rc) : erase(dm);
+}
+
+/* Returns: how many records; 0: that many there are not. */
+static uint64_t count_records(const struct cs_dm *dm)
+{
+	const struct cowsnap_commit *commit = dm->forgets;
+	uint64_t count = 0;
+
+	for (size_t i = 0; i < commit->count; i++) {
+		if (!commit->runs[i].count || commit->runs[i].count > dm->end - count)
+			return 0;
+		count += commit->runs[i].count;
 	}
-	give_back(&tail);
-	return rc;
+	return count;
 }
 
-/* Returns: false: that many there are not. */
-static bool count_records(const struct cs_dm *dm, struct gone *gone)
+/* The block of the new end is in the first of blocks[] if it is that of the end too, and need not
+ * be known if nothing of it stays. */
+static enum cs_step begin_forget(struct cs_dm *dm)
 {
-	for (size_t i = 0; i < gone->count; i++) {
-		if (!gone->runs[i].count || gone->runs[i].count > dm->end - gone->records)
-			return false;
-		gone->records += gone->runs[i].count;
+	uint64_t count = count_records(dm), end = dm->end - count;
+	uint64_t area_end = (end / dm->shape.area_records + 1) * dm->shape.area_records;
+	struct cs_dm_tail *tail = &dm->tail[0];
+	int rc = cs_dm_broken(dm);
+
+	if (rc || !count)
+		return end_forget(dm, rc ? rc : -EINVAL);
+	place_tail(dm, tail, end, area_end < dm->end ? area_end : dm->end,
+		dm->blocks + dm->block_bytes);
+	if (tail->bytes > room(dm))
+		return end_forget(dm, -EINVAL); /* more than newest() gives */
+	dm->tails = 1;
+	dm->result = 0;
+	if (end / block_records(dm) == dm->end / block_records(dm)) {
+		memcpy(tail->blocks, dm->blocks, dm->block_bytes);
+		return check_and_erase(dm);
 	}
-	return true;
+	if (end % block_records(dm) == 0)
+		return erase(dm);
+	return cs_dm_request(
+		dm, COWSNAP_IO_READ, tail->blocks, tail->offset, dm->block_bytes, check_and_erase);
 }
 
-int cs_dm_forget(void *user, const struct cowsnap_run *runs, size_t count)
+void cs_dm_forget(void *user, struct cowsnap_commit *commit)
 {
 	struct cs_dm *dm = user;
-	struct gone gone = {.runs = runs, .count = count};
-	int rc = cs_dm_lead(dm);
+	int rc = cs_dm_lead(dm, commit->queue);
 
-	if (rc)
-		return rc;
-	rc = cs_dm_broken(dm);
-	if (!rc)
-		rc = count_records(dm, &gone) ? forget_last(dm, &gone) : -EINVAL;
-	cs_dm_stop_leading(dm);
-	return rc;
+	if (rc) {
+		commit->done(commit, rc);
+		return;
+	}
+	dm->forgets = commit;
+	cs_dm_lead_on(dm, begin_forget);
 }

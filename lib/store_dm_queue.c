@@ -262,15 +262,18 @@ static void become_leader(
 	dm->step = gather;
 }
 
-static void lead_thread(struct cs_dm *dm, const struct cs_dm_waiting *me) CS_RELEASE(dm->queue_lock)
+static void lead_waiting(struct cs_dm *dm, enum cs_step step)
 {
-	enum cs_step step;
-
-	become_leader(dm, NULL, me);
-	for (step = gather_locked(dm); step != CS_DONE; step = dm->step(dm)) {
+	for (; step != CS_DONE; step = dm->step(dm)) {
 		if (step == CS_PARK)
 			cs_task_sleep(&dm->task);
 	}
+}
+
+static void lead_thread(struct cs_dm *dm, const struct cs_dm_waiting *me) CS_RELEASE(dm->queue_lock)
+{
+	become_leader(dm, NULL, me);
+	lead_waiting(dm, gather_locked(dm));
 }
 
 /*
@@ -346,7 +349,7 @@ enum cs_step cs_dm_group_ended(struct cs_dm *dm)
 
 /* ---- Leading without a commit ---------------------------------------------------------------- */
 
-int cs_dm_lead(struct cs_dm *dm)
+int cs_dm_lead(struct cs_dm *dm, struct cowsnap_queue *queue)
 {
 	bool busy;
 
@@ -354,7 +357,21 @@ int cs_dm_lead(struct cs_dm *dm)
 	busy = dm->leading;
 	dm->leading = true;
 	cs_mutex_unlock(&dm->queue_lock);
-	return busy ? -EBUSY : 0;
+	if (busy)
+		return -EBUSY;
+	become_leader(dm, queue, NULL);
+	if (queue)
+		note_thread(dm);
+	return 0;
+}
+
+void cs_dm_lead_on(struct cs_dm *dm, enum cs_step (*first)(struct cs_dm *dm))
+{
+	dm->step = first;
+	if (dm->task.queue)
+		lead_chain(dm, CS_GO_ON);
+	else
+		lead_waiting(dm, CS_GO_ON);
 }
 
 void cs_dm_stop_leading(struct cs_dm *dm)
@@ -363,6 +380,7 @@ void cs_dm_stop_leading(struct cs_dm *dm)
 
 	cs_mutex_lock(&dm->queue_lock);
 	heir = hand_over(dm);
+	atomic_store_explicit(&dm->chain_thread, 0, memory_order_relaxed);
 	cs_mutex_unlock(&dm->queue_lock);
 	if (heir)
 		wake_heir(dm, heir);

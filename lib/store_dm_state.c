@@ -142,7 +142,7 @@ static int check_whole(struct cs_dm *dm, const struct cowsnap_map *map)
 int cs_store_dm_export_begin(struct cowsnap_store *store, const struct cowsnap_map *map)
 {
 	struct cs_dm *dm = dm_of(store);
-	int rc = dm ? cs_dm_lead(dm) : -ENOTSUP;
+	int rc = dm ? cs_dm_lead(dm, NULL) : -ENOTSUP;
 
 	if (rc)
 		return rc;

@@ -110,6 +110,19 @@ struct cowsnap_commit {
 	uint64_t words[32]; /* the store's, until done */
 };
 
+/* A question for the newest records under way, as a commit is. */
+struct cowsnap_newest {
+	uint64_t skip;            /* so many of the newest records are not asked for */
+	uint64_t most;            /* chunks in all, at least 1 */
+	struct cowsnap_run *runs; /* the store's until done: the answer, the newest run first */
+	size_t room;              /* for so many, at least 1 */
+	size_t count; /* of the answer, set by the store; 0: there are no such records */
+	void (*done)(struct cowsnap_newest *newest, int error);
+	/* On whose thread it was started; NULL: that of a caller that waits. */
+	struct cowsnap_queue *queue;
+	uint64_t words[8]; /* the store's, until done */
+};
+
 struct cowsnap_store_space {
 	uint64_t used_chunks;
 	uint64_t limit_chunks;
@@ -154,16 +167,15 @@ struct cowsnap_store_ops {
 	int (*drop)(void *user);
 	/* For merges, in stores with commit. The newest of the durable records, but for the newest
 	 * @skip, as runs in which records follow each other in origin and store, or those of zeroes
-	 * in the origin: the newest run first, at most @room (at least 1) runs of at most @most (at
-	 * least 1) chunks in all. run->location is that of run->first. No commit is under way.
-	 * Returns how many runs, 0 if there are no such records, or a negative errno. Blocks. NULL:
-	 * its snapshot cannot be merged. */
-	int (*newest)(
-		void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room);
-	/* Make it durable that the records of the first @count runs that newest() gave, with a
-	 * @skip of 0, are gone; of the last of them it may be the last part only. Their chunks are
-	 * freed then. No commit is under way. Blocks. NULL as newest. */
-	int (*forget)(void *user, const struct cowsnap_run *runs, size_t count);
+	 * in the origin. run->location is that of run->first. No chunk is in two records, but for
+	 * COWSNAP_STORE_ZEROES. No commit is under way. May return before it is done; may block
+	 * until it is only if no queue is set. NULL: its snapshot cannot be merged. */
+	void (*newest)(void *user, struct cowsnap_newest *newest);
+	/* Make it durable that the records of these runs are gone: the first that newest() gave,
+	 * with a skip of 0; of the last of them it may be the last part only. Their chunks are
+	 * freed then. If it fails they are there as before. No commit is under way. Returns as
+	 * commit. NULL as newest. */
+	void (*forget)(void *user, struct cowsnap_commit *commit);
 };
 
 #define COWSNAP_STORE_ONE_SNAPSHOT (UINT32_C(1) << 0) /* the format holds a single snapshot */

@@ -260,7 +260,7 @@ class Merge(Case):
 
     def test_killed(self):
         """Killed as soon as it has done something, again and again."""
-        count = 300 if SANITIZED else 1000
+        count = 3000 if SANITIZED else 8000
         self.file("origin", b"now, what is lost" * (count * 512 // 16))
         order = list(range(count))
         seeded().shuffle(order)

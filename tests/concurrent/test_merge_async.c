@@ -7,6 +7,7 @@
 #include "concurrent/merging.h"
 
 #include "support/fail_alloc.h"
+#include "support/newest.h"
 #include "support/pending.h"
 #include "support/seed.h"
 
@@ -667,36 +668,21 @@ static void list_commit(void *user, struct cowsnap_commit *commit)
 	commit->done(commit, 0);
 }
 
-static int list_newest(
-	void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room)
+static void list_newest(void *user, struct cowsnap_newest *newest)
 {
 	const struct list *l = user;
-	size_t at = l->count > skip ? l->count - skip : 0, n = 0;
 
-	for (; at && most; at--, most--) {
-		const struct cowsnap_run *one = &l->run[at - 1];
-
-		if (n && one->first + 1 == runs[n - 1].first &&
-			one->location + 1 == runs[n - 1].location) {
-			runs[n - 1].first--;
-			runs[n - 1].location--;
-			runs[n - 1].count++;
-		} else if (n == room) {
-			break;
-		} else {
-			runs[n++] = *one;
-		}
-	}
-	return (int)n;
+	newest_of(newest, l->run, l->count);
+	newest->done(newest, 0);
 }
 
-static int list_forget(void *user, const struct cowsnap_run *runs, size_t count)
+static void list_forget(void *user, struct cowsnap_commit *commit)
 {
 	struct list *l = user;
 
-	for (size_t i = 0; i < count; i++)
-		l->count -= runs[i].count;
-	return 0;
+	for (size_t i = 0; i < commit->count; i++)
+		l->count -= commit->runs[i].count;
+	commit->done(commit, 0);
 }
 
 struct listed {

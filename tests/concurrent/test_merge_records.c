@@ -7,6 +7,8 @@
 
 #include "support/dm_image.h"
 #include "support/dm_scene.h"
+#include "support/newest.h"
+#include "support/pending.h"
 
 /* ---- The order on the devices ---------------------------------------------------------------- */
 
@@ -56,7 +58,7 @@ struct order {
 	struct dm_store *at;
 	unsigned left;
 	unsigned too_early;
-	unsigned out_of_order;
+	unsigned holes;
 };
 
 static bool erases(const struct test_device_entry *call, const uint8_t *data, unsigned k)
@@ -68,19 +70,23 @@ static bool erases(const struct test_device_entry *call, const uint8_t *data, un
 	return !data || !dm_image_get(data + (slot - call->offset) + 8, 8);
 }
 
+/* A list ends at its first slot that is zero: what lies behind it in later areas is gone too, and
+ * what lies behind it in its own must be zero. */
 static void look_at_write(void *user, const struct test_device_entry *call, const void *data)
 {
+	unsigned per_area = DM_CHUNK / 16, end = 0;
 	struct order *o = user;
 
 	if (!writes(call))
 		return;
-	while (o->left && erases(call, data, o->left - 1)) {
-		o->left--;
+	while (end < o->left && !erases(call, data, end))
+		end++;
+	for (unsigned k = end; k < o->left; k++) {
 		o->too_early +=
-			!is_flushed(o->at->origin_test, saved_chunk(o->left) * DM_CHUNK, DM_CHUNK);
+			!is_flushed(o->at->origin_test, saved_chunk(k) * DM_CHUNK, DM_CHUNK);
+		o->holes += k / per_area == end / per_area && !erases(call, data, k);
 	}
-	for (unsigned k = 0; k < o->left; k++)
-		o->out_of_order += erases(call, data, k);
+	o->left = end;
 }
 
 /* fcc42338375a: records were erased before the origin was flushed; the newest have to go first, for
@@ -111,7 +117,7 @@ Test(merge_records, fcc42338375a_newest_first_and_flushed)
 		while (rc == 1);
 		cr_assert_eq(rc, 0);
 		cr_assert_eq(order.too_early, 0, "records went before the origin was flushed");
-		cr_assert_eq(order.out_of_order, 0, "records went before newer ones");
+		cr_assert_eq(order.holes, 0, "records went before newer ones");
 		cr_assert_eq(order.left, 0);
 		expect_device(at->origin_test, at->image, DM_BYTES);
 		cowsnap_snapshot_unref(at->snapshot);
@@ -124,6 +130,15 @@ Test(merge_records, fcc42338375a_newest_first_and_flushed)
 
 #define RECORDS 256u
 #define BLOCK   512u
+#define LATE    64u
+
+/* An answer that another thread gives. */
+struct late {
+	pthread_t thread;
+	struct cowsnap_newest *newest;
+	struct cowsnap_commit *commit;
+	int error;
+};
 
 /* Keeps its records in memory, and looks at what the origin's device was told when one goes. */
 struct records {
@@ -140,6 +155,9 @@ struct records {
 	unsigned forgot;
 	unsigned unflushed; /* records that went too early */
 	unsigned out_of_order;
+	bool answers_late;
+	struct late late[LATE];
+	unsigned late_count;
 };
 
 static int records_alloc(void *user, uint64_t want, uint64_t *location, uint64_t *count)
@@ -196,36 +214,41 @@ static void records_commit(void *user, struct cowsnap_commit *commit)
 	commit->done(commit, 0);
 }
 
-static bool follows(const struct cowsnap_run *before, const struct cowsnap_run *run)
+static void *give_late(void *argument)
 {
-	return before->first + 1 == run->first &&
-	       before->location + (run->location <= COWSNAP_LOCATION_MAX) == run->location;
+	struct late *late = argument;
+
+	if (late->newest)
+		late->newest->done(late->newest, late->error);
+	else
+		late->commit->done(late->commit, late->error);
+	return NULL;
 }
 
-static int records_newest(
-	void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room)
+static void answer(struct records *r, struct late now)
+{
+	struct late *late = &r->late[r->late_count];
+
+	if (!r->answers_late) {
+		give_late(&now);
+		return;
+	}
+	cr_assert_lt(r->late_count++, LATE);
+	*late = now;
+	cr_assert_eq(pthread_create(&late->thread, NULL, give_late, late), 0);
+}
+
+static void records_newest(void *user, struct cowsnap_newest *newest)
 {
 	struct records *r = user;
-	size_t at = r->count > skip ? r->count - skip : 0, n = 0;
 
-	runs[0] = r->nonsense;
-	r->nonsense = (struct cowsnap_run){0};
-	if (runs[0].count)
-		return 1;
-	for (; at && most; at--, most--) {
-		const struct cowsnap_run *one = &r->run[at - 1];
-
-		if (n && follows(one, &runs[n - 1])) {
-			runs[n - 1].first--;
-			runs[n - 1].location = one->location;
-			runs[n - 1].count++;
-		} else if (n == room) {
-			break;
-		} else {
-			runs[n++] = *one;
-		}
+	newest_of(newest, r->run, r->count);
+	if (r->nonsense.count) {
+		newest->runs[0] = r->nonsense;
+		newest->count = 1;
+		r->nonsense = (struct cowsnap_run){0};
 	}
-	return (int)n;
+	answer(r, (struct late){.newest = newest});
 }
 
 static int forget_run(struct records *r, const struct cowsnap_run *run)
@@ -240,16 +263,16 @@ static int forget_run(struct records *r, const struct cowsnap_run *run)
 	return 0;
 }
 
-static int records_forget(void *user, const struct cowsnap_run *runs, size_t count)
+static void records_forget(void *user, struct cowsnap_commit *commit)
 {
 	struct records *r = user;
 	int rc = r->fail;
 
 	r->fail = 0;
-	for (size_t i = 0; i < count && !rc; i++)
-		rc = forget_run(r, &runs[i]);
+	for (size_t i = 0; i < commit->count && !rc; i++)
+		rc = forget_run(r, &commit->runs[i]);
 	r->forgot += !rc;
-	return rc;
+	answer(r, (struct late){.commit = commit, .error = rc});
 }
 
 static void records_open(struct records *r, struct scene *s, uint32_t flags, bool forgets)
@@ -279,6 +302,8 @@ static void records_open(struct records *r, struct scene *s, uint32_t flags, boo
 
 static void records_close(struct records *r)
 {
+	for (unsigned i = 0; i < r->late_count; i++)
+		pthread_join(r->late[i].thread, NULL);
 	scene_reclaim(r->s);
 	cr_assert_eq(cowsnap_store_close(r->store), 0);
 	cr_assert_eq(r->used, 0);
@@ -302,11 +327,12 @@ static struct cowsnap_snapshot *records_take(struct records *r)
 #define NEWER 3
 
 /* A volume of OLD, a snapshot, and the first half written since. */
-static struct cowsnap_snapshot *records_begin(struct records *r, struct scene *s)
+static struct cowsnap_snapshot *records_begin_with(
+	struct records *r, struct scene *s, const struct scene_options *options)
 {
 	struct cowsnap_snapshot *snapshot;
 
-	scene_open(s, NULL);
+	scene_open(s, options);
 	records_open(r, s, 0, true);
 	cr_assert_eq(scene_write(s, 0, 0, ALL, OLD), 0);
 	snapshot = records_take(r);
@@ -314,6 +340,11 @@ static struct cowsnap_snapshot *records_begin(struct records *r, struct scene *s
 	cr_assert_eq(scene_write(s, 0, ALL / 4, ALL / 4, NEW), 0);
 	test_device_reset(s->origin_test[0]);
 	return snapshot;
+}
+
+static struct cowsnap_snapshot *records_begin(struct records *r, struct scene *s)
+{
+	return records_begin_with(r, s, NULL);
 }
 
 static void fill(uint8_t *model, uint64_t offset, uint64_t length, uint8_t value)
@@ -408,6 +439,45 @@ Test(merge_records, a_record_that_does_not_go)
 	records_close(&r);
 	scene_close(&s);
 	free(model);
+}
+
+/* A table may answer later, on any thread: also when the call that asked is to end. */
+Test(merge_records, answers_that_come_later)
+{
+	for (unsigned queued = 0; queued < 2; queued++) {
+		const struct scene_options options = {.engine = COWSNAP_ENGINE_LOOP};
+		struct cowsnap_queue *queue;
+		struct cowsnap_snapshot *merged;
+		struct records r;
+		struct scene s;
+		int rc = 1;
+
+		merged = records_begin_with(&r, &s, queued ? &options : NULL);
+		cr_assert_eq(cowsnap_queue_create(s.ctx, 64, &queue), 0);
+		cr_assert_eq(cowsnap_merge_begin(merged), 0);
+		r.answers_late = true;
+		for (unsigned i = 0; rc == 1 && i < LATE / 3; i++) {
+			uint64_t bytes = i % 4 == 3 ? WHOLE : (1 + i) * CHUNK;
+			struct pending_op p = {0};
+
+			if (!queued) {
+				rc = cowsnap_merge_run(merged, bytes);
+				continue;
+			}
+			rc = cowsnap_merge_run_async(merged, queue, bytes, &p.op, pending_done, &p);
+			cr_assert_eq(rc, COWSNAP_PENDING);
+			if (i % 2)
+				cowsnap_op_cancel(&p.op);
+			cr_assert(pending_wait(queue, &p));
+			rc = p.error == -ECANCELED ? 1 : p.error;
+		}
+		cr_assert_eq(rc, 0, "%d", rc);
+		expect_volume(s.origin[0], 0, ALL, OLD);
+		cr_assert_eq(cowsnap_queue_close(queue), 0);
+		cowsnap_snapshot_unref(merged);
+		records_close(&r);
+		scene_close(&s);
+	}
 }
 
 /* What lies behind the snapshot's end, or the device's, is not moved anywhere. */

@@ -4,6 +4,7 @@
  * writers come, and looks at who is done and how many flushes there were.
  */
 #include "support/dm_scene.h"
+#include "support/newest.h"
 #include "support/test.h"
 
 #include "store.h"
@@ -365,9 +366,9 @@ static void *forget_newest(void *argument)
 	struct writer *w = argument;
 	struct cowsnap_run run;
 
-	w->rc = cs_store_newest(w->scene->at[0].store, 0, 1, &run, 1);
+	w->rc = store_newest(w->scene->at[0].store, 0, 1, &run, 1);
 	if (w->rc == 1)
-		w->rc = cs_store_forget(w->scene->at[0].store, &run, 1);
+		w->rc = store_forget(w->scene->at[0].store, &run, 1);
 	if (!w->rc)
 		cs_store_free(w->scene->at[0].store, run.location, run.count);
 	return NULL;
@@ -407,16 +408,16 @@ Test(store_dm_group, forgetting_and_committing_exclude_each_other, .timeout = 60
 	cr_assert(test_device_wait_held(s.at[0].store_test, hold));
 	begin_thread(&other, &s, commit_one);
 	until_asleep(&other, 1);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 1, &run, 1), -EBUSY);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 1, &run, 1), -EBUSY);
 	test_device_release(s.at[0].store_test, hold);
 	cr_assert_eq(join(&merge), 0);
 	cr_assert_eq(join(&other), 0);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 1, &run, 1), 1);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 1, &run, 1), 1);
 	cr_assert_eq(run.first, 9);
 	hold = hold_flush(&s);
 	begin_thread(&busy, &s, commit_one);
 	cr_assert(test_device_wait_held(s.at[0].store_test, hold));
-	cr_assert_eq(cs_store_forget(s.at[0].store, &run, 1), -EBUSY);
+	cr_assert_eq(store_forget(s.at[0].store, &run, 1), -EBUSY);
 	test_device_release(s.at[0].store_test, hold);
 	cr_assert_eq(join(&busy), 0);
 	dm_close(&s);

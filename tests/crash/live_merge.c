@@ -15,6 +15,7 @@
 #define STORE_CHUNKS 100u
 #define CHANGES      512u
 #define IMAGES       256u
+#define UNDER_WAY    2 /* as a result; 1: a merge has more to do */
 
 /* A write to the volume. */
 struct change {
@@ -41,6 +42,9 @@ struct live {
 	struct promise promise; /* image: what is durable; generation[0]: with so many changes */
 	struct seed seed;
 	uint64_t seen;
+	/* In a queue. */
+	struct cowsnap_op merge_op;
+	int merged; /* the result of the last call */
 };
 
 static bool wrong(struct live *live, const struct outage_state *state, const char *format, ...)
@@ -61,6 +65,41 @@ static bool wrong(struct live *live, const struct outage_state *state, const cha
 	vsnprintf(result->message + used, sizeof(result->message) - (size_t)used, format, args);
 	va_end(args);
 	return false;
+}
+
+/* ---- In a queue ------------------------------------------------------------------------------ */
+
+static void store_result(struct cowsnap_op *op, void *user, int error)
+{
+	(void)op;
+	*(int *)user = error;
+}
+
+/* Something that was submitted ends, or the merge goes on. */
+static void poll_queue(struct live *live)
+{
+	int rc = COWSNAP_PENDING;
+
+	if (live->merged == 1) {
+		live->merged = UNDER_WAY;
+		rc = cowsnap_merge_run_async(live->rig.snapshot, live->rig.queue,
+			SECTOR * (1 + seed_below(&live->seed, 60)), &live->merge_op, store_result,
+			&live->merged);
+	}
+	cr_assert_eq(rc, COWSNAP_PENDING, "%d", rc);
+	if (seed_below(&live->seed, 3) == 0)
+		power_step(&live->rig.power[POWER_STORE], seed_next(&live->seed));
+	cr_assert_geq(cowsnap_queue_poll(live->rig.queue), 0);
+}
+
+/* @rc: of the call that was to begin it. */
+static void await(struct live *live, int rc, const int *result)
+{
+	while (rc == COWSNAP_PENDING && *result == UNDER_WAY)
+		poll_queue(live);
+	if (rc == COWSNAP_PENDING)
+		rc = *result;
+	cr_assert_eq(rc, 0, "%d", rc);
 }
 
 /* ---- The volume in use ----------------------------------------------------------------------- */
@@ -90,8 +129,34 @@ static void promise(struct live *live)
 
 static void flush_volume(struct live *live)
 {
-	cr_assert_eq(cowsnap_origin_flush(live->rig.origin), 0);
+	int result = UNDER_WAY;
+	struct cowsnap_op op;
+
+	if (live->options->queue)
+		await(live,
+			cowsnap_origin_flush_async(
+				live->rig.origin, live->rig.queue, &op, store_result, &result),
+			&result);
+	else
+		cr_assert_eq(cowsnap_origin_flush(live->rig.origin), 0);
 	promise(live);
+}
+
+static void write_bytes(
+	struct live *live, enum cowsnap_write_kind kind, const struct change *change)
+{
+	const void *data = kind == COWSNAP_WRITE ? change->data : NULL;
+	int result = UNDER_WAY, rc;
+	struct cowsnap_op op;
+
+	if (live->options->queue) {
+		rc = cowsnap_origin_write_async(live->rig.origin, live->rig.queue, kind, data,
+			change->offset, change->length, &op, store_result, &result);
+		await(live, rc, &result);
+		return;
+	}
+	rc = cowsnap_origin_write(live->rig.origin, kind, data, change->offset, change->length);
+	cr_assert_eq(rc, 0, "%d", rc);
 }
 
 static void write_volume(struct live *live)
@@ -102,7 +167,6 @@ static void write_volume(struct live *live)
 	enum cowsnap_write_kind kind =
 		seed_below(&live->seed, 8) ? COWSNAP_WRITE : COWSNAP_WRITE_ZEROES;
 	struct change *change = &live->changes[live->change_count];
-	int rc;
 
 	if (count > sectors - first)
 		count = sectors - first;
@@ -114,17 +178,23 @@ static void write_volume(struct live *live)
 	if (kind == COWSNAP_WRITE)
 		seed_fill(&live->seed, change->data, change->length);
 	live->change_count++;
-	rc = cowsnap_origin_write(live->rig.origin, kind,
-		kind == COWSNAP_WRITE ? change->data : NULL, change->offset, change->length);
-	cr_assert_eq(rc, 0, "%d", rc);
+	write_bytes(live, kind, change);
 	memcpy(live->model + change->offset, change->data, change->length);
 }
 
 static void read_volume(struct live *live)
 {
-	cr_assert_eq(
-		cowsnap_origin_read(live->rig.origin, live->found, 0, live->bytes[POWER_ORIGIN]),
-		0);
+	uint64_t bytes = live->bytes[POWER_ORIGIN];
+	int result = UNDER_WAY;
+	struct cowsnap_op op;
+
+	if (live->options->queue)
+		await(live,
+			cowsnap_origin_read_async(live->rig.origin, live->rig.queue, live->found, 0,
+				bytes, &op, store_result, &result),
+			&result);
+	else
+		cr_assert_eq(cowsnap_origin_read(live->rig.origin, live->found, 0, bytes), 0);
 	cr_assert_arr_eq(live->found, live->model, live->bytes[POWER_ORIGIN]);
 }
 
@@ -175,6 +245,19 @@ static void merge_in_turn(struct live *live)
 	} while (rc > 0);
 }
 
+static void merge_in_queue(struct live *live)
+{
+	live->merged = 1;
+	for (unsigned i = 0; i < live->options->writes; i++) {
+		use_volume(live);
+		for (uint64_t polls = seed_below(&live->seed, 6); polls; polls--)
+			poll_queue(live);
+	}
+	while (live->merged > 0)
+		poll_queue(live);
+	cr_assert_eq(live->merged, 0, "%d", live->merged);
+}
+
 /* ---- The journal ----------------------------------------------------------------------------- */
 
 /* A snapshot with runs and single chunks, over more than one area where the chunks are small. */
@@ -182,7 +265,7 @@ static void fill_store(struct live *live)
 {
 	static const struct {
 		uint8_t first, count;
-	} runs[] = {{20, 16}, {3, 1}, {50, 2}, {59, 1}, {4, 3}, {45, 1}, {44, 1}, {10, 6}};
+	} runs[] = {{20, 16}, {3, 1}, {50, 2}, {59, 1}, {36, 8}, {4, 3}, {45, 1}, {44, 1}, {10, 6}};
 	uint64_t chunk = live->options->chunk_bytes;
 
 	cr_assert_eq(rig_create(&live->rig, chunk, 0, 0), 0);
@@ -216,7 +299,9 @@ static void record(struct live *live)
 	promise(live);
 	cr_assert_eq(cowsnap_merge_begin(live->rig.snapshot), 0);
 	live->rig.power[POWER_ORIGIN].flush_yields = live->options->threads ? 20 : 0;
-	if (live->options->threads)
+	if (live->options->queue)
+		merge_in_queue(live);
+	else if (live->options->threads)
 		merge_with_thread(live);
 	else
 		merge_in_turn(live);
@@ -375,6 +460,7 @@ void live_merge_run(const struct live_merge_options *options, struct live_merge_
 	cr_assert(live->model && live->found);
 	rig_init(&live->rig, live->bytes[POWER_ORIGIN], live->bytes[POWER_STORE]);
 	rig_init(&live->after, live->bytes[POWER_ORIGIN], live->bytes[POWER_STORE]);
+	live->rig.looped = options->queue;
 	record(live);
 	cut_everywhere(live);
 	for (size_t i = 0; i < live->change_count; i++)

@@ -16,6 +16,7 @@ struct live_merge_options {
 	enum mutation mutation;
 	unsigned writes; /* about how many there are while it is merged */
 	bool threads;    /* the merge has one of its own */
+	bool queue;      /* the merge is the asynchronous form, and so are the writes beside it */
 	uint64_t stride; /* look at each n-th state only; 0: at all */
 	uint64_t chunk_bytes;
 	struct seed seed;

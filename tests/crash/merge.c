@@ -4,6 +4,7 @@
  * keeps its image all the while: what is forgotten is in the origin by then.
  */
 #include "crash/workloads.h"
+#include "support/newest.h"
 #include "support/test.h"
 
 #include "store.h"
@@ -34,7 +35,7 @@ static bool merge(struct scenario *s, unsigned batches, uint64_t most)
 	struct cowsnap_run run[3];
 
 	for (unsigned i = 0; i < batches; i++) {
-		int count = cs_store_newest(store, 0, most, run, 3);
+		int count = store_newest(store, 0, most, run, 3);
 
 		cr_assert_geq(count, 0);
 		if (!count)
@@ -42,7 +43,7 @@ static bool merge(struct scenario *s, unsigned batches, uint64_t most)
 		for (int k = 0; k < count; k++)
 			move(s, &run[k]);
 		scenario_flush_origin(s);
-		cr_assert_eq(cs_store_forget(store, run, (size_t)count), 0);
+		cr_assert_eq(store_forget(store, run, (size_t)count), 0);
 		for (int k = 0; k < count; k++)
 			cowsnap_store_free(store, run[k].location, run[k].count);
 	}

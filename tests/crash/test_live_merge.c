@@ -73,17 +73,36 @@ Test(crash_live_merge, writers_beside_it)
 			"beside it");
 }
 
+/* The requests of the store end in any order, and those of writers between those of the merge. */
+Test(crash_live_merge, in_a_queue)
+{
+	static const struct power_traits *const devices[] = {
+		&scenario_cached, &scenario_flush_only, &scenario_cacheless};
+	struct seed seed = seed_for("crash_live_merge.in_a_queue");
+
+	for (unsigned i = 0; i < 6; i++)
+		expect_live((struct live_merge_options){.traits = devices[i % 3],
+				    .chunk_bytes = i % 2 ? 512 : 2048,
+				    .writes = 30,
+				    .queue = true,
+				    .seed = {seed_next(&seed)}},
+			"in a queue");
+}
+
 /* Kernel 5.11, fcc42338375a, in the library's own merge. */
 Test(crash_live_merge, fcc42338375a_origin_not_flushed)
 {
-	struct live_merge_options options = {.traits = &scenario_cached,
-		.chunk_bytes = 512,
-		.plan = plan,
-		.seed = {1},
-		.mutation = MUTATION_NO_ORIGIN_FLUSH};
-	struct live_merge_result result;
+	for (unsigned queue = 0; queue < 2; queue++) {
+		struct live_merge_options options = {.traits = &scenario_cached,
+			.chunk_bytes = 512,
+			.queue = queue,
+			.plan = plan,
+			.seed = {1},
+			.mutation = MUTATION_NO_ORIGIN_FLUSH};
+		struct live_merge_result result;
 
-	live_merge_run(&options, &result);
-	cr_assert_gt(result.mutated, 0);
-	cr_assert_gt(result.violations, 0);
+		live_merge_run(&options, &result);
+		cr_assert_gt(result.mutated, 0);
+		cr_assert_gt(result.violations, 0);
+	}
 }

@@ -6,6 +6,7 @@
 #include "support/dm_image.h"
 #include "support/dm_scene.h"
 #include "support/image.h"
+#include "support/newest.h"
 #include "support/seed.h"
 #include "support/test.h"
 
@@ -46,18 +47,21 @@ static unsigned read_records(struct dm_scene *s, struct record *records)
 	return n;
 }
 
-/* The run that ends the list, as the kernel looks for it. */
+/* The run that ends the list, as the kernel looks for it. Up to an eighth less is given for it to
+ * end at a block, of @per_block records. */
 static struct cowsnap_run tail_run(
-	const struct record *records, unsigned n, uint64_t per_area, uint64_t most)
+	const struct record *records, unsigned n, uint64_t per_block, uint64_t most)
 {
+	uint64_t at = n, last = n > most ? n - most : 0;
+	uint64_t rounded = (last + per_block - 1) / per_block * per_block;
 	struct cowsnap_run run = {0};
-	uint64_t at = n;
 
-	while (at > 0 && run.count < most) {
+	if (rounded - last <= most / 8)
+		last = rounded;
+	while (at > last) {
 		const struct record *r = &records[at - 1];
 
-		if (run.count && (r->origin + 1 != run.first || r->store + 1 != run.location ||
-					 at % per_area == 0))
+		if (run.count && (r->origin + 1 != run.first || r->store + 1 != run.location))
 			break;
 		run = (struct cowsnap_run){r->origin, run.count + 1, r->store};
 		at--;
@@ -71,13 +75,13 @@ static int newest(struct cowsnap_store *store, uint64_t most, struct cowsnap_run
 	int count;
 
 	*run = (struct cowsnap_run){0};
-	count = cs_store_newest(store, 0, most, run, 1);
+	count = store_newest(store, 0, most, run, 1);
 	return count < 0 ? count : 0;
 }
 
 static int forget_run(struct cowsnap_store *store, const struct cowsnap_run *run)
 {
-	return cs_store_forget(store, run, 1);
+	return store_forget(store, run, 1);
 }
 
 static void expect_newest(struct dm_scene *s, uint64_t most, const struct cowsnap_run *must)
@@ -197,7 +201,7 @@ Test(store_dm_merge, the_run_is_the_kernel_s)
 	dm_close(&s);
 }
 
-/* Several runs at once, the newest first, of one area; the last may be forgotten in part. */
+/* Several runs at once, the newest first; the last may be forgotten in part. */
 Test(store_dm_merge, many_runs_are_forgotten_together)
 {
 	static const struct cowsnap_run must[] = {{30, 1, 8}, {20, 2, 6}, {10, 4, 2}};
@@ -209,24 +213,24 @@ Test(store_dm_merge, many_runs_are_forgotten_together)
 	save_all(&s, 10, 4);
 	save_all(&s, 20, 2);
 	save_all(&s, 30, 1);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 100, run, 4), 3);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 100, run, 4), 3);
 	cr_assert_arr_eq(run, must, sizeof(must));
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 100, run, 2), 2);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 100, run, 2), 2);
 	cr_assert_arr_eq(run, must, 2 * sizeof(must[0]));
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 5, run, 4), 3);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 5, run, 4), 3);
 	cr_assert_eq(run[2].first, 12);
 	cr_assert_eq(run[2].count, 2);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 2, 2, run, 4), 2);
+	cr_assert_eq(store_newest(s.at[0].store, 2, 2, run, 4), 2);
 	cr_assert_eq(run[0].first, 20);
 	cr_assert_eq(run[1].first, 13);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 7, 1, run, 4), 0);
-	cr_assert_eq(cs_store_newest(s.at[0].store, UINT64_MAX, 1, run, 4), 0);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 5, run, 4), 3);
+	cr_assert_eq(store_newest(s.at[0].store, 7, 1, run, 4), 0);
+	cr_assert_eq(store_newest(s.at[0].store, UINT64_MAX, 1, run, 4), 0);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 5, run, 4), 3);
 	wrong[0] = must[1];
 	wrong[1] = must[0];
-	cr_assert_eq(cs_store_forget(s.at[0].store, wrong, 2), -EINVAL);
+	cr_assert_eq(store_forget(s.at[0].store, wrong, 2), -EINVAL);
 	cr_assert_eq(read_records(&s, records), 7);
-	cr_assert_eq(cs_store_forget(s.at[0].store, run, 3), 0);
+	cr_assert_eq(store_forget(s.at[0].store, run, 3), 0);
 	cr_assert_eq(read_records(&s, records), 2);
 	for (unsigned i = 0; i < 3; i++)
 		cs_store_free(s.at[0].store, run[i].location, run[i].count);
@@ -248,42 +252,71 @@ Test(store_dm_merge, many_runs_are_put_back)
 	save_all(&s, 20, 2);
 	save_all(&s, 30, 1);
 	n = read_records(&s, records);
-	cr_assert_eq(cs_store_newest(s.at[0].store, 0, 6, run, 3), 3);
+	cr_assert_eq(store_newest(s.at[0].store, 0, 6, run, 3), 3);
 	test_device_fail(s.at[0].store_test, TEST_IO_WRITE, 1, false, -EIO);
-	cr_assert_eq(cs_store_forget(s.at[0].store, run, 3), -EIO);
+	cr_assert_eq(store_forget(s.at[0].store, run, 3), -EIO);
 	cr_assert_eq(read_records(&s, again), n);
 	cr_assert_arr_eq(again, records, n * sizeof(records[0]));
-	cr_assert_eq(cs_store_forget(s.at[0].store, run, 3), 0);
+	cr_assert_eq(store_forget(s.at[0].store, run, 3), 0);
 	cr_assert_eq(read_records(&s, again), n - 6);
 	dm_close(&s);
 }
 
-/* A batch ends where its area does, and the previous area is the tail then. */
-Test(store_dm_merge, areas_are_never_crossed)
+/* The newest @most records, together. Returns: how many there were. */
+static unsigned forget_newest(struct dm_scene *s, uint64_t most)
 {
-	static const unsigned counts[] = {31, 32, 33, 63, 64, 65};
+	struct cowsnap_run runs[8];
+	unsigned gone = 0;
+	int count = store_newest(s->at[0].store, 0, most, runs, 8);
 
-	for (unsigned i = 0; i < sizeof(counts) / sizeof(counts[0]); i++) {
-		struct record records[RECORDS + 1];
-		unsigned n = counts[i];
+	cr_assert_gt(count, 0);
+	cr_assert_eq(store_forget(s->at[0].store, runs, (size_t)count), 0);
+	for (int i = 0; i < count; i++) {
+		cs_store_free(s->at[0].store, runs[i].location, runs[i].count);
+		gone += (unsigned)runs[i].count;
+	}
+	return gone;
+}
+
+/* With one write, to the area of the new end: what is left behind in later ones is not found again,
+ * not even when the list grows over it. */
+Test(store_dm_merge, areas_are_crossed)
+{
+	static const unsigned counts[] = {31, 32, 33, 63, 64, 65, 96, 100};
+	static const unsigned goes[] = {1, 3, 4, 5, 31, 32, 33, 64, 70, 100};
+
+	for (unsigned i = 0; i < 80; i++) {
+		struct record records[RECORDS + 1], again[RECORDS + 1];
+		unsigned n = counts[i / 10], most = goes[i % 10], gone;
+		struct test_device_entry call[TEST_DEVICE_LOG_MAX];
+		size_t calls, writes = 0;
 		struct dm_scene s;
 
-		begin(&s, NULL);
+		begin(&s, &(struct dm_scene_options){.no_flush = i & 1,
+				  .origin_bytes = 300 * 512,
+				  .store_bytes = 300 * 512});
 		save_all(&s, 3, n);
-		while (n) {
-			struct cowsnap_run run, two;
-
-			cr_assert_eq(read_records(&s, records), n);
-			run = tail_run(records, n, 32, 100);
-			cr_assert_eq(run.count, (n - 1) % 32 + 1);
-			expect_newest(&s, 100, &run);
-			two = last_part(run, run.count + 1);
-			cr_assert_eq(forget_run(s.at[0].store, &two), -EINVAL);
-			cr_assert_eq(forget(&s, &run), 0);
-			n -= run.count;
-			cr_assert_eq(read_records(&s, records), n);
+		cr_assert_eq(read_records(&s, records), n);
+		test_device_reset(s.at[0].store_test);
+		gone = forget_newest(&s, most);
+		calls = test_device_log(s.at[0].store_test, call, TEST_DEVICE_LOG_MAX);
+		for (size_t k = 0; k < calls; k++)
+			writes += call[k].kind == TEST_IO_WRITE;
+		cr_assert_eq(writes, 1);
+		cr_assert_leq(gone, most);
+		cr_assert_geq(gone, (most < n ? most : n) - most / 8);
+		n -= gone;
+		cr_assert_eq(read_records(&s, again), n);
+		cr_assert_arr_eq(again, records, n * sizeof(*records));
+		if (i & 2)
 			reopen(&s, n);
+		for (unsigned k = 0; k < 80; k++, n++) {
+			save_all(&s, 200 + k, 1);
+			cr_assert_eq(read_records(&s, again), n + 1);
+			cr_assert_eq(again[n].origin, 200 + k);
 		}
+		cr_assert_arr_eq(again, records, (n - 80) * sizeof(*records));
+		reopen(&s, n);
 		dm_close(&s);
 	}
 }
@@ -387,7 +420,8 @@ static unsigned random_forget(struct dm_scene *s, struct seed *seed, const struc
 	unsigned n, uint8_t *taken)
 {
 	uint64_t most = 1 + seed_below(seed, 60);
-	struct cowsnap_run run = tail_run(records, n, s->options.chunk_bytes / 16, most);
+	uint64_t block = s->options.block_size > 512 ? s->options.block_size : 512;
+	struct cowsnap_run run = tail_run(records, n, block / 16, most);
 
 	expect_newest(s, most, &run);
 	if (seed_below(seed, 2))
@@ -440,15 +474,14 @@ Test(store_dm_merge, random_lists, .timeout = 60)
 
 /* ---- Faults ---------------------------------------------------------------------------------- */
 
-enum { SAVED = 40, GOES = 6 };
-
-static const struct cowsnap_run newest_run = {SAVED - GOES, GOES, SAVED - GOES + 3};
+enum { SAVED = 40 };
 
 struct fault {
 	enum test_io kind;
 	uint64_t n;
 	bool for_good;
 	bool halfway;
+	unsigned goes; /* records: of the last area, or of two */
 };
 
 static void inject(struct dm_scene *s, const struct fault *f)
@@ -460,7 +493,7 @@ static void inject(struct dm_scene *s, const struct fault *f)
 }
 
 /* The records are as they were, or the store is broken and they are a part of it. */
-static void look_at_failed(struct dm_scene *s, bool healthy)
+static void look_at_failed(struct dm_scene *s, const struct fault *f, bool healthy)
 {
 	struct record records[RECORDS + 1];
 	uint64_t location, count;
@@ -469,7 +502,7 @@ static void look_at_failed(struct dm_scene *s, bool healthy)
 	test_device_heal(s->at[0].store_test);
 	if (newest(s->at[0].store, 100, &run) == -EIO) {
 		cr_assert(!healthy, "broken");
-		cr_assert_eq(forget_run(s->at[0].store, &newest_run), -EIO);
+		cr_assert_eq(forget_run(s->at[0].store, &run), -EIO);
 		cr_assert_eq(cowsnap_store_alloc(s->at[0].store, 1, &location, &count), -EIO);
 		return;
 	}
@@ -477,16 +510,15 @@ static void look_at_failed(struct dm_scene *s, bool healthy)
 	save_all(s, 50, 1);
 	cr_assert_eq(read_records(s, records), SAVED + 1);
 	cr_assert_eq(forget(s, &(struct cowsnap_run){50, 1, SAVED + 3}), 0);
-	expect_newest(s, GOES, &newest_run);
-	cr_assert_eq(forget(s, &newest_run), 0);
-	cr_assert_eq(read_records(s, records), SAVED - GOES);
-	reopen(s, SAVED - GOES);
+	cr_assert_eq(forget_newest(s, f->goes), f->goes);
+	cr_assert_eq(read_records(s, records), SAVED - f->goes);
+	reopen(s, SAVED - f->goes);
 }
 
 /* Returns: did the fault come? */
 static bool fault_life(const struct dm_scene_options *options, const struct fault *f)
 {
-	struct cowsnap_run run;
+	struct cowsnap_run runs[4];
 	struct dm_scene s;
 	bool came;
 	int rc;
@@ -494,15 +526,15 @@ static bool fault_life(const struct dm_scene_options *options, const struct faul
 	begin(&s, options);
 	save_all(&s, 0, SAVED - 8);
 	save_all(&s, SAVED - 8, 2);
-	save_all(&s, SAVED - GOES, GOES);
+	save_all(&s, SAVED - 6, 6);
 	inject(&s, f);
-	rc = newest(s.at[0].store, GOES, &run);
-	if (!rc)
-		rc = forget_run(s.at[0].store, &run);
+	rc = store_newest(s.at[0].store, 0, f->goes, runs, 4);
+	if (rc > 0)
+		rc = store_forget(s.at[0].store, runs, (size_t)rc);
 	came = test_device_failed(s.at[0].store_test) > 0;
 	cr_assert_eq(rc, came ? -EIO : 0);
 	if (came)
-		look_at_failed(&s, !f->for_good && f->kind != TEST_IO_FLUSH);
+		look_at_failed(&s, f, !f->for_good && f->kind != TEST_IO_FLUSH);
 	test_device_heal(s.at[0].store_test);
 	cr_assert_eq(dm_detach(&s, 0), 0);
 	cr_assert_eq(dm_attach(&s, 0), 0, "%s", s.line);
@@ -516,11 +548,14 @@ Test(store_dm_merge, each_request_may_fail)
 		{.durable = true}, {.durable = false}, {.no_flush = true}, {.block_size = 512}};
 	unsigned failed = 0;
 
-	for (unsigned i = 0; i < 4 * TEST_IO_KINDS * 4; i++) {
-		struct fault f = {
-			.kind = i / 4 % TEST_IO_KINDS, .n = 1, .for_good = i & 1, .halfway = i & 2};
+	for (unsigned i = 0; i < 4 * TEST_IO_KINDS * 8; i++) {
+		struct fault f = {.kind = i / 8 % TEST_IO_KINDS,
+			.n = 1,
+			.for_good = i & 1,
+			.halfway = i & 2,
+			.goes = i & 4 ? 25 : 6};
 
-		while (fault_life(&devices[i / 4 / TEST_IO_KINDS], &f)) {
+		while (fault_life(&devices[i / 8 / TEST_IO_KINDS], &f)) {
 			failed++;
 			f.n++;
 		}
@@ -566,7 +601,6 @@ Test(store_dm_merge, damage_is_told)
 	dm_image_record(bytes, 512, 2, 2, 1);
 	dm_put_bytes(&s, 0, bytes, length);
 	cr_assert_eq(newest(s.at[0].store, 1, &run), -EBADMSG);
-	cr_assert_eq(forget_run(s.at[0].store, &(struct cowsnap_run){2, 1, 4}), -EBADMSG);
 	dm_image_record(bytes, 512, 2, 0, 0);
 	dm_put_bytes(&s, 0, bytes, length);
 	cr_assert_eq(newest(s.at[0].store, 1, &run), -EBADMSG);
@@ -575,6 +609,34 @@ Test(store_dm_merge, damage_is_told)
 	dm_put_bytes(&s, 0, bytes, length);
 	free(bytes);
 	expect_newest(&s, 5, &(struct cowsnap_run){0, 3, 2});
+	dm_close(&s);
+}
+
+/* What stays of a block is read before the rest of it is wiped. */
+Test(store_dm_merge, damage_in_what_stays_is_told)
+{
+	struct cowsnap_run runs[4];
+	struct dm_scene s;
+	uint64_t length;
+	uint8_t *bytes;
+	int count;
+
+	begin(&s, NULL);
+	save_all(&s, 0, 40);
+	count = store_newest(s.at[0].store, 0, 25, runs, 4);
+	cr_assert_eq(count, 2);
+	bytes = dm_bytes(&s, 0, &length);
+	dm_image_record(bytes, 512, 20, 20, 1);
+	dm_put_bytes(&s, 0, bytes, length);
+	cr_assert_eq(store_forget(s.at[0].store, runs, 2), -EBADMSG);
+	cr_assert_gt(s.lines, 0);
+	dm_image_record(bytes, 512, 20, 21, 22);
+	dm_put_bytes(&s, 0, bytes, length);
+	cr_assert_eq(store_forget(s.at[0].store, runs, 2), -EINVAL);
+	dm_image_record(bytes, 512, 20, 20, 22);
+	dm_put_bytes(&s, 0, bytes, length);
+	free(bytes);
+	cr_assert_eq(store_forget(s.at[0].store, runs, 2), 0);
 	dm_close(&s);
 }
 
@@ -599,7 +661,7 @@ Test(store_dm_merge, no_memory_is_needed)
 
 struct host {
 	struct cowsnap_run gives;
-	int runs;
+	size_t runs;
 	struct cowsnap_run forgot;
 	int error;
 };
@@ -626,23 +688,21 @@ static void host_space(void *user, struct cowsnap_store_space *space)
 	space->limit_chunks = 16;
 }
 
-static int host_newest(
-	void *user, uint64_t skip, uint64_t most, struct cowsnap_run *runs, size_t room)
+static void host_newest(void *user, struct cowsnap_newest *newest)
 {
 	struct host *host = user;
 
-	(void)skip, (void)most, (void)room;
-	*runs = host->gives;
-	return host->error ? host->error : host->runs;
+	*newest->runs = host->gives;
+	newest->count = host->runs;
+	newest->done(newest, host->error);
 }
 
-static int host_forget(void *user, const struct cowsnap_run *runs, size_t count)
+static void host_forget(void *user, struct cowsnap_commit *commit)
 {
 	struct host *host = user;
 
-	(void)count;
-	host->forgot = *runs;
-	return host->error;
+	host->forgot = *commit->runs;
+	commit->done(commit, host->error);
 }
 
 static struct cowsnap_store *host_store(
@@ -691,7 +751,7 @@ Test(store_dm_merge, what_a_host_s_table_gives_is_checked)
 	cr_assert_eq(newest(store, 4, &run), -EIO, "more than there is room for");
 	host.runs = 0;
 	cr_assert_eq(newest(store, 4, &run), 0);
-	cr_assert_eq(cs_store_forget(store, &run, 0), -EINVAL);
+	cr_assert_eq(store_forget(store, &run, 0), -EINVAL);
 	host.error = -ENXIO;
 	cr_assert_eq(newest(store, 4, &run), -ENXIO);
 	cr_assert_eq(forget_run(store, &wrong[0]), -ENXIO);
