@@ -119,7 +119,7 @@ int cowsnap_snapshot_info(
 		.size_bytes = snapshot->size_bytes,
 		.chunk_size_bytes = cs_store_chunk_bytes(snapshot->chain->store),
 		.overflowed = atomic_load_explicit(&snapshot->overflowed, memory_order_relaxed),
-		/* Acquire: what it needs is in the maps; pairs with cowsnap_snapshot_detach. */
+		/* Acquire: what it needs is in the maps; pairs with finish. */
 		.detached = atomic_load_explicit(&snapshot->detached, memory_order_acquire),
 	};
 

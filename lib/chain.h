@@ -114,7 +114,7 @@ struct cowsnap_snapshot {
 	struct cowsnap_map rewriting; /* claims of chunks that get space of their own */
 	_Atomic uint32_t writers;     /* to it, under way; snapshot_write.c */
 	atomic_bool overflowed;       /* the last of them that wanted space found none */
-	atomic_bool detaching;        /* a thread is at it; detach.c */
+	atomic_bool detaching;        /* a call is at it; detach.c */
 	atomic_bool detached;         /* it needs its origin no more */
 	uint64_t detach_next;         /* chunk; of who is detaching */
 	atomic_bool written;          /* `map` may have what was written to it, beside preimages */

@@ -370,6 +370,19 @@ COWSNAP_API int cowsnap_merge_info(
 COWSNAP_API int cowsnap_snapshot_detach(struct cowsnap_snapshot *snapshot, uint64_t max_bytes);
 
 /*
+ * cowsnap_snapshot_detach_async - the same without waiting
+ * @queue: where it goes on; NULL: on a worker, if the context has them
+ * Returns: COWSNAP_PENDING (@done will be called with what cowsnap_snapshot_detach() would have
+ *	returned, or -ECANCELED: the next call goes on behind what was copied), or an error; beside
+ *	those: as cowsnap_write_begin_async().
+ * Context: as cowsnap_write_begin_async().
+ * Lifetime: as cowsnap_snapshot_detach(), until @done is called; @op stays in place until then.
+ */
+COWSNAP_API int cowsnap_snapshot_detach_async(struct cowsnap_snapshot *snapshot,
+	struct cowsnap_queue *queue, uint64_t max_bytes, struct cowsnap_op *op, cowsnap_done *done,
+	void *user);
+
+/*
  * cowsnap_ctx_throttle - hold back background work of a context: merges and detaches
  * @bytes_per_s, @share_percent: as cowsnap_copier_throttle()
  * Returns: 0; -EINVAL (share).
