@@ -110,22 +110,27 @@ void driver_range(struct driver *d, uint64_t size, uint64_t *offset, uint64_t *l
 
 /* ---- Take and drop --------------------------------------------------------------------------- */
 
-static void drop_done(struct cowsnap_op *op, void *user, int error)
+void driver_done(struct cowsnap_op *op, void *user, int error)
 {
 	(void)op;
 	*(int *)user = error;
+}
+
+int driver_await(struct driver *d, int rc, const int *error)
+{
+	while (rc == COWSNAP_PENDING && *error == DRIVER_UNDER_WAY)
+		want(d, cowsnap_queue_poll(d->queue) >= 0);
+	return rc == COWSNAP_PENDING ? *error : rc;
 }
 
 /* Returns: as the call that waits. */
 static int drop_in_queue(struct driver *d, struct cowsnap_snapshot *snapshot)
 {
 	struct cowsnap_op op;
-	int error = COWSNAP_PENDING;
-	int rc = cowsnap_snapshot_drop_async(snapshot, d->queue, &op, drop_done, &error);
+	int error = DRIVER_UNDER_WAY;
+	int rc = cowsnap_snapshot_drop_async(snapshot, d->queue, &op, driver_done, &error);
 
-	while (rc == COWSNAP_PENDING && error == COWSNAP_PENDING)
-		want(d, cowsnap_queue_poll(d->queue) >= 0);
-	return rc == COWSNAP_PENDING ? error : rc;
+	return driver_await(d, rc, &error);
 }
 
 void driver_drop(struct driver *d, struct driver_taken *taken)

@@ -85,6 +85,11 @@ void driver_note(struct driver *d, const char *format, ...) __attribute__((forma
 void driver_fail(struct driver *d, const char *file, int line, const char *what, long long value);
 struct driver_taken *driver_pick(struct driver *d, bool active_only); /* NULL: there is none */
 void driver_drop(struct driver *d, struct driver_taken *taken);
+/* A call in the queue, with driver_done() and a place for its result that says DRIVER_UNDER_WAY.
+ * Returns: as the call that waits. @rc: of its beginning. */
+#define DRIVER_UNDER_WAY 2
+void driver_done(struct cowsnap_op *op, void *user, int error);
+int driver_await(struct driver *d, int rc, const int *error);
 void driver_end_open(struct driver *d);
 void driver_check_states(struct driver *d);
 

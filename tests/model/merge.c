@@ -101,17 +101,27 @@ static void ended(struct driver *d, struct driver_taken *taken)
 	origins_check(d);
 }
 
+static int run_in_queue(struct driver *d, struct cowsnap_snapshot *snapshot, uint64_t portion)
+{
+	struct cowsnap_op op;
+	int error = DRIVER_UNDER_WAY;
+	int rc = cowsnap_merge_run_async(snapshot, d->queue, portion, &op, driver_done, &error);
+
+	return driver_await(d, rc, &error);
+}
+
 /* Returns: as the call. It is a write of anything that is still to be moved. */
 static int run(struct driver *d, struct driver_taken *taken, uint64_t portion)
 {
 	const struct model_image *image = taken->image;
 	bool may_fail[MODEL_STORES];
 	unsigned failures = taken->merge_failures;
+	bool queue = driver_below(d, 2);
 	int rc;
 
 	driver_end_open(d);
-	driver_note(d, "run the merge of origin %u store %u, %llu bytes", image->origin,
-		image->store, (unsigned long long)portion);
+	driver_note(d, "run the merge of origin %u store %u, %llu bytes%s", image->origin,
+		image->store, (unsigned long long)portion, queue ? ", in a queue" : "");
 	d->write_origin = image->origin;
 	d->write_offset = 0;
 	d->write_length = image->size_bytes;
@@ -121,7 +131,8 @@ static int run(struct driver *d, struct driver_taken *taken, uint64_t portion)
 			model_copies_wanted(&d->model, image->origin, s, 0, image->size_bytes));
 	full_begin(d);
 	d->writing = true;
-	rc = cowsnap_merge_run(taken->snapshot, portion);
+	rc = queue ? run_in_queue(d, taken->snapshot, portion)
+		   : cowsnap_merge_run(taken->snapshot, portion);
 	d->writing = false;
 	want(d, rc == 0 || rc == 1 || rc == -ENOSPC);
 	want_eq(d, taken->merge_failures, failures + (rc < 0));

@@ -243,8 +243,19 @@ static bool adopt_detached(struct driver *d, struct model_image *image)
 	return all;
 }
 
+static int detach_in_queue(struct driver *d, struct cowsnap_snapshot *snapshot, uint64_t portion)
+{
+	struct cowsnap_op op;
+	int error = DRIVER_UNDER_WAY;
+	int rc = cowsnap_snapshot_detach_async(
+		snapshot, d->queue, portion, &op, driver_done, &error);
+
+	return driver_await(d, rc, &error);
+}
+
 void snapshots_detach_step(struct driver *d)
 {
+	bool queue = driver_below(d, 2);
 	struct driver_taken *taken = driver_pick(d, driver_below(d, 8) > 0);
 	struct model_image *image = taken ? taken->image : NULL;
 	uint64_t portion, wanted = 0;
@@ -261,7 +272,8 @@ void snapshots_detach_step(struct driver *d)
 		wanted += in_origin(image, c);
 	full = full_possible(d, image->store, wanted);
 	while (rc == 1 && calls-- > 0)
-		rc = cowsnap_snapshot_detach(taken->snapshot, portion);
+		rc = queue ? detach_in_queue(d, taken->snapshot, portion)
+			   : cowsnap_snapshot_detach(taken->snapshot, portion);
 	if (driver_read_error(d, image, 0, image->size_bytes)) {
 		want_eq(d, rc, driver_read_error(d, image, 0, image->size_bytes));
 		return;
