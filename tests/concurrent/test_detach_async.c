@@ -162,6 +162,39 @@ Test(detach_async, without_memory)
 	fail_alloc_destroy(memory);
 }
 
+/* The next call goes on with the range that failed. */
+Test(detach_async, each_device_call_fails_once)
+{
+	const struct scene_options options = {
+		.engine = COWSNAP_ENGINE_LOOP, .submits = true, .mode = TEST_ASYNC_REVERSE};
+
+	for (unsigned store = 0; store < 2; store++) {
+		bool failed = true;
+
+		for (uint64_t n = 1; failed; n++) {
+			struct test_device *device;
+			struct stage t;
+			int rc;
+
+			stage_open(&t, &options);
+			device = store ? t.s.store_test[0] : t.s.origin_test[0];
+			for (unsigned i = 1; i < CHUNKS; i += 4)
+				cr_assert_eq(scene_write(&t.s, 0, i * SCENE_CHUNK, 1, 7), 0);
+			test_device_fail(
+				device, store ? TEST_IO_WRITE : TEST_IO_READ, n, false, -EIO);
+			rc = detach(&t, ALL);
+			failed = test_device_failed(device) > 0;
+			test_device_heal(device);
+			cr_assert_eq(
+				rc, failed ? -EIO : 0, "call %llu: %d", (unsigned long long)n, rc);
+			cr_assert_eq(is_detached(&t), !failed);
+			cr_assert_eq(detach(&t, ALL), 0);
+			expect_independent(&t);
+			stage_close(&t);
+		}
+	}
+}
+
 /* ---- Cancelled ------------------------------------------------------------------------------- */
 
 /* While it waits for the throttle. A second call is refused until then. */
