@@ -17,7 +17,7 @@
 #define NUMBER_BITS 12u
 #define SLIPS_MAX   16u /* of a list; a node takes no more than a quarter above that */
 #define SLIPS_AHEAD 16u
-#define MANY        16u /* so many new ones of 64 do not go into a list */
+#define MANY        16u
 
 /* The word of a group, by its low two bits; none of them is one of the map's special locations. */
 #define KIND_MASK UINT64_C(3)
@@ -33,6 +33,7 @@
 #define SLIP_WORDS   4u
 #define WORD_NUMBERS 5u
 #define COUNT_SHIFT  60u
+#define EACH_NUMBER  UINT64_C(0x1001001001001) /* a 1 for each */
 
 struct slip {
 	_Atomic uint64_t word[SLIP_WORDS];
@@ -55,6 +56,7 @@ struct bits_stripe {
 struct cs_bits_body {
 	struct cowsnap_map groups;
 	struct cs_pool pool;
+	unsigned many; /* more new ones of 64 do not go into a list */
 	_Atomic uint64_t count;
 	struct bits_stripe stripes[STRIPES];
 };
@@ -87,6 +89,7 @@ static struct cs_bits_body *make_body(struct cs_bits *bits)
 		cs_free(bits->alloc, made, sizeof(*made));
 		return NULL;
 	}
+	made->many = bits->dense ? 0 : MANY;
 	cs_map_init(&made->groups, bits->alloc);
 	for (unsigned i = 0; i < STRIPES; i++)
 		cs_mutex_init(&made->stripes[i].lock);
@@ -142,11 +145,22 @@ static struct slip *node_slip(const struct node *node, unsigned at)
 	return atomic_load_explicit(&node->slip[at / SLIP_WORDS], memory_order_acquire);
 }
 
+/* May one of five packed numbers lie in word @at of the group? All at once: the upper half of each
+ * is compared, and a carry says that it differs. */
+static bool may_be_in(uint64_t packed, unsigned at)
+{
+	uint64_t differ = (packed / WORD_BITS & EACH_NUMBER * (WORDS - 1)) ^ EACH_NUMBER * at;
+
+	return ~(differ + EACH_NUMBER * (WORDS - 1)) & EACH_NUMBER * WORDS;
+}
+
 /* Those of @count packed numbers that lie in word @at of the group. */
 static uint64_t unpack(uint64_t packed, unsigned count, unsigned at)
 {
 	uint64_t word = 0;
 
+	if (!may_be_in(packed, at))
+		return 0;
 	for (unsigned i = 0; i < count; i++, packed >>= NUMBER_BITS) {
 		if (packed / WORD_BITS % WORDS == at)
 			word |= UINT64_C(1) << packed % WORD_BITS;
@@ -457,7 +471,7 @@ static int set_locked(struct cs_bits_body *body, struct bits_stripe *stripe, uin
 	missing = new ? mask : mask & ~word_of(value, at);
 	if (!missing)
 		return 0;
-	if ((unsigned)__builtin_popcountll(missing) > MANY) {
+	if ((unsigned)__builtin_popcountll(missing) > body->many) {
 		rc = make_node(body, stripe, key, value, new);
 		return rc ? rc : 1;
 	}

@@ -342,7 +342,7 @@ static struct cs_merge *create(struct cowsnap_snapshot *snapshot)
 	m->snapshot = snapshot;
 	m->origin = snapshot->chain->origin;
 	m->records = cs_store_records(snapshot->chain->store);
-	cs_bits_init(&m->settled, alloc);
+	cs_bits_init_dense(&m->settled, alloc);
 	cs_map_init(&m->busy, alloc);
 	cs_mutex_init(&m->lock);
 	if (!m->records)
@@ -401,7 +401,7 @@ void cs_merge_empty(struct cs_merge *m)
 	const struct cowsnap_allocator *alloc = m->origin->handle.ctx->base.alloc;
 
 	cs_bits_fini(&m->settled);
-	cs_bits_init(&m->settled, alloc);
+	cs_bits_init_dense(&m->settled, alloc);
 	cs_map_fini(&m->busy);
 	cs_map_init(&m->busy, alloc);
 	free_forgotten(m);

@@ -20,6 +20,12 @@ static void open_bits(struct cs_bits *bits)
 	cs_bits_init(bits, fail_alloc_table(memory));
 }
 
+static void open_dense(struct cs_bits *bits)
+{
+	memory = fail_alloc_create(false);
+	cs_bits_init_dense(bits, fail_alloc_table(memory));
+}
+
 static void close_bits(struct cs_bits *bits)
 {
 	cs_bits_fini(bits);
@@ -42,27 +48,41 @@ Test(bits, an_empty_one_costs_nothing)
 	close_bits(&bits);
 }
 
+static void grow_a_group(struct cs_bits *bits)
+{
+	for (uint64_t i = 0; i < GROUP; i++) {
+		uint64_t n = i * 7 % GROUP;
+
+		cr_assert(!cs_bits_test(bits, GROUP + n));
+		cr_assert_eq(cs_bits_set(bits, GROUP + n, 1), 0);
+		cr_assert_eq(cs_bits_set(bits, GROUP + n, 1), 0);
+		cr_assert(cs_bits_test(bits, GROUP + n));
+		cr_assert_eq(cs_bits_count(bits), i + 1);
+	}
+	cr_assert(!cs_bits_test(bits, GROUP - 1));
+	cr_assert(!cs_bits_test(bits, 2 * GROUP));
+	cr_assert_eq(cs_bits_set(bits, 4 * GROUP, GROUP), 0);
+	cr_assert_eq(cs_bits_set(bits, 4 * GROUP + 3, 1), 0);
+	cr_assert_eq(cs_bits_window(bits, 4 * GROUP + 448, 64), ~UINT64_C(0));
+	cr_assert_eq(cs_bits_count(bits), 2 * GROUP);
+}
+
 /* Few numbers, a line, all of a group: each by itself and by way of those before. */
 Test(bits, a_group_grows)
 {
 	struct cs_bits bits;
 
 	open_bits(&bits);
-	for (uint64_t i = 0; i < GROUP; i++) {
-		uint64_t n = i * 7 % GROUP;
+	grow_a_group(&bits);
+	close_bits(&bits);
+}
 
-		cr_assert(!cs_bits_test(&bits, GROUP + n));
-		cr_assert_eq(cs_bits_set(&bits, GROUP + n, 1), 0);
-		cr_assert_eq(cs_bits_set(&bits, GROUP + n, 1), 0);
-		cr_assert(cs_bits_test(&bits, GROUP + n));
-		cr_assert_eq(cs_bits_count(&bits), i + 1);
-	}
-	cr_assert(!cs_bits_test(&bits, GROUP - 1));
-	cr_assert(!cs_bits_test(&bits, 2 * GROUP));
-	cr_assert_eq(cs_bits_set(&bits, 4 * GROUP, GROUP), 0);
-	cr_assert_eq(cs_bits_set(&bits, 4 * GROUP + 3, 1), 0);
-	cr_assert_eq(cs_bits_window(&bits, 4 * GROUP + 448, 64), ~UINT64_C(0));
-	cr_assert_eq(cs_bits_count(&bits), 2 * GROUP);
+Test(bits, a_group_of_a_dense_one_grows)
+{
+	struct cs_bits bits;
+
+	open_dense(&bits);
+	grow_a_group(&bits);
 	close_bits(&bits);
 }
 
@@ -124,7 +144,7 @@ Test(bits, as_an_array_would, .timeout = 30)
 	int rc = 1;
 
 	open_bits(&bits[0]);
-	cs_bits_init(&bits[1], fail_alloc_table(memory));
+	cs_bits_init_dense(&bits[1], fail_alloc_table(memory));
 	for (unsigned i = 0; i < 2; i++) {
 		for (unsigned n = 0; n < 400; n++)
 			set_random(&seed, &bits[i], want + i * NUMBERS);
@@ -141,15 +161,14 @@ Test(bits, as_an_array_would, .timeout = 30)
 	free(want);
 }
 
-/* Each allocation fails in its turn: what was said to be in is in, and trying again works. */
-Test(bits, without_memory)
+static void fail_each(void (*open)(struct cs_bits *bits))
 {
 	for (unsigned n = 1, failed = 1; failed; n++) {
 		struct cs_bits bits, more;
 		uint64_t cursor = 0;
 		int rc;
 
-		open_bits(&bits);
+		open(&bits);
 		cs_bits_init(&more, fail_alloc_table(memory));
 		fail_alloc_at(memory, n, false);
 		for (uint64_t i = 0; i < 100; i++) {
@@ -167,6 +186,13 @@ Test(bits, without_memory)
 	}
 }
 
+/* Each allocation fails in its turn: what was said to be in is in, and trying again works. */
+Test(bits, without_memory)
+{
+	fail_each(open_bits);
+	fail_each(open_dense);
+}
+
 /* A number that is not asked for as a part of a volume costs no more for its being far away. */
 Test(bits, memory_follows_what_is_set)
 {
@@ -181,6 +207,19 @@ Test(bits, memory_follows_what_is_set)
 		cr_assert_eq(cs_bits_set(&bits, (UINT64_C(1) << 40) + 2 * i, 1), 0);
 	cr_assert_lt(cs_bits_memory(&bits) - before, (UINT64_C(1) << 20) / 4, "every other one");
 	cr_assert_leq(fail_alloc_live_bytes(memory), cs_bits_memory(&bits));
+	close_bits(&bits);
+}
+
+/* A node and all of its slips, and what is set aside. */
+Test(bits, memory_of_a_dense_one)
+{
+	struct cs_bits bits;
+	uint64_t groups = 4096;
+
+	open_dense(&bits);
+	for (uint64_t i = 0; i < groups * GROUP; i += GROUP / 16)
+		cr_assert_eq(cs_bits_set(&bits, i, 1), 0);
+	cr_assert_lt(cs_bits_memory(&bits), groups * 700);
 	close_bits(&bits);
 }
 
