@@ -50,6 +50,12 @@ int merge_queue_poll(struct merge_queue *queue);
 /* All of the snapshot, which ends. */
 int merge_all(struct merge_queue *queue);
 
+/* What a merge would move, copied by nothing but the copier: in the same order, as many at a time
+ * as it pleases. @held: to half of the time, in spells as those of a merge. */
+struct merge_copies *merge_copies_create(struct merge_queue *queue, bool held);
+int merge_copies_run(struct merge_copies *copies);
+void merge_copies_destroy(struct merge_copies *copies);
+
 int merge_latency_groups(struct bench_report *report, const struct bench_options *options);
 
 #endif

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT
  *
  * Scenario merge: what the writes of a host wait for while a snapshot is merged by another thread,
- * held back to half of the time, beside the same writes without a merge. One thread writes chunks
- * in random order, one at a time, with cowsnap_origin_write().
+ * held back to half of the time, beside the same writes without a merge, and beside copies of the
+ * same chunks by nothing but the copier. One thread writes chunks in random order, one at a time,
+ * with cowsnap_origin_write().
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,17 +13,19 @@
 
 #define SHARE_PERCENT 50
 
+enum beside { ALONE, COPIES, MERGE, BESIDES };
+
 enum detail { P50_US, WRITES, DETAILS };
 
 struct writes {
 	struct merge_bed *bed;
 	struct bench_group *group;
 	struct bench_variant *variant;
-	bool merges;
-	uint64_t alone; /* writes where nobody merges */
+	enum beside beside;
+	uint64_t alone; /* writes where nobody does anything */
 	unsigned char *data;
 	struct latency latency;
-	atomic_bool merged;
+	atomic_bool over; /* for the other thread */
 };
 
 static int setup(void *arg)
@@ -42,7 +45,7 @@ static int write_all(struct writes *w)
 	int err = 0;
 
 	for (uint64_t i = 0; !err; i++) {
-		bool over = w->merges ? atomic_load(&w->merged) : i == w->alone;
+		bool over = w->beside == ALONE ? i == w->alone : atomic_load(&w->over);
 
 		if (over)
 			break;
@@ -55,22 +58,31 @@ static int write_all(struct writes *w)
 	return bench_check(err, "cowsnap_origin_write");
 }
 
-static int merge(struct writes *w)
+static int copy_all(struct merge_queue *queue)
+{
+	struct merge_copies *copies = merge_copies_create(queue, true);
+	int err = merge_copies_run(copies);
+
+	merge_copies_destroy(copies);
+	return err;
+}
+
+static int disturb(struct writes *w)
 {
 	struct merge_queue queue;
 	int err = merge_queue_open(w->bed, &queue);
 
 	if (!err)
-		err = merge_all(&queue);
+		err = w->beside == MERGE ? merge_all(&queue) : copy_all(&queue);
 	if (!err)
 		err = merge_queue_close(&queue);
-	atomic_store(&w->merged, true);
+	atomic_store(&w->over, true);
 	return err;
 }
 
 static int work(void *arg, unsigned index)
 {
-	return index ? merge(arg) : write_all(arg);
+	return index ? disturb(arg) : write_all(arg);
 }
 
 static void detail(struct writes *w, enum detail which, double value)
@@ -87,19 +99,19 @@ static int run(void *arg, struct bench_samples *samples)
 	int err = merge_bed_take(bed);
 
 	latency_init(&w->latency);
-	atomic_store(&w->merged, false);
+	atomic_store(&w->over, false);
 	w->data = bench_alloc(1, bed->chunk_bytes);
-	if (!err && w->merges)
+	if (!err && w->beside == MERGE)
 		err = bench_check(cowsnap_merge_begin(bed->snapshot), "cowsnap_merge_begin");
 	if (!err)
-		err = bench_threads(bed->options, w->merges ? 2 : 1, work, w, &ns);
+		err = bench_threads(bed->options, w->beside == ALONE ? 1 : 2, work, w, &ns);
 	free(w->data);
 	if (err)
 		return err;
 	bench_sample(samples, (double)latency_percentile_ns(&w->latency, 99) / 1000);
 	detail(w, P50_US, (double)latency_percentile_ns(&w->latency, 50) / 1000);
 	detail(w, WRITES, (double)w->latency.count);
-	if (!w->merges)
+	if (w->beside != MERGE)
 		return merge_bed_drop(bed);
 	cowsnap_snapshot_unref(bed->snapshot);
 	return bench_reclaim(bed->ctx);
@@ -122,16 +134,22 @@ static int latency_group(struct bench_report *report, struct merge_bed *bed)
 	struct bench_group *group = bench_group_add(report, "merge", "us, p99", "writes, %s, %s",
 		bed->simulated ? "simulated array" : "memory",
 		bed->persistent ? "persistent" : "transient");
-	struct writes w[2] = {
-		{.bed = bed, .group = group, .alone = bed->options->quick ? 100 : 3000},
-		{.bed = bed, .group = group, .merges = true}};
+	struct writes w[BESIDES];
 
+	for (unsigned i = 0; i < BESIDES; i++)
+		w[i] = (struct writes){.bed = bed,
+			.group = group,
+			.beside = i,
+			.alone = bed->options->quick ? 100 : 3000};
 	group->detail_names[P50_US] = "p50 us";
 	group->detail_names[WRITES] = "writes";
 	group->detail_count = DETAILS;
-	w[0].variant = bench_variant_add(group, &alone, &w[0], "alone");
-	w[1].variant = bench_variant_add(group, &merging, &w[1], "beside a merge");
-	bench_ratio_add(group, NULL, w[1].variant, w[0].variant, bench_at_most(2));
+	w[ALONE].variant = bench_variant_add(group, &alone, &w[ALONE], "alone");
+	w[COPIES].variant = bench_variant_add(group, &alone, &w[COPIES], "beside copies");
+	w[MERGE].variant = bench_variant_add(group, &merging, &w[MERGE], "beside a merge");
+	bench_ratio_add(group, NULL, w[MERGE].variant, w[ALONE].variant, bench_at_most(2));
+	bench_ratio_add(group, NULL, w[COPIES].variant, w[ALONE].variant, bench_no_target());
+	bench_ratio_add(group, NULL, w[MERGE].variant, w[COPIES].variant, bench_no_target());
 	return bench_group_run(group, bed->options);
 }
 
