@@ -55,6 +55,7 @@ struct bits_stripe {
 
 struct cs_bits_body {
 	struct cowsnap_map groups;
+	_Atomic uint64_t given_back; /* lists whose slips were */
 	struct cs_pool pool;
 	unsigned many; /* more new ones of 64 do not go into a list */
 	_Atomic uint64_t count;
@@ -203,9 +204,11 @@ static uint64_t word_of(uint64_t value, unsigned at)
 }
 
 /* Without the lock. Each address in a list is followed only if the group was a list after it was
- * read: else it may be anything. */
+ * read, or no slips at all were given back: else it may be anything. */
 static uint64_t read_word(const struct cs_bits_body *body, uint64_t key, unsigned at)
 {
+	/* Acquire: pairs with give_slips_back. */
+	uint64_t before = atomic_load_explicit(&body->given_back, memory_order_acquire);
 	uint64_t value, word = 0, next;
 
 	if (!cowsnap_map_lookup(&body->groups, key, &value))
@@ -215,8 +218,10 @@ static uint64_t read_word(const struct cs_bits_body *body, uint64_t key, unsigne
 
 		word |= slip_numbers(slip, at);
 		next = word_at(slip, 0);
-		/* 3 of bits.h. A group is not taken out of the map. */
-		cowsnap_map_lookup(&body->groups, key, &value);
+		/* Acquire: pairs with give_slips_back. 3 of bits.h. A group is not taken out of the
+		 * map. */
+		if (atomic_load_explicit(&body->given_back, memory_order_acquire) != before)
+			cowsnap_map_lookup(&body->groups, key, &value);
 	}
 	return kind_of(value) == KIND_LIST ? word : word_of(value, at);
 }
@@ -319,8 +324,12 @@ static struct slip *slip_for(struct bits_stripe *stripe, struct node *node, unsi
 	return slip;
 }
 
-static void give_slips_back(struct bits_stripe *stripe, struct slip *slip) CS_REQUIRES(stripe->lock)
+/* The group is a node already. */
+static void give_slips_back(struct cs_bits_body *body, struct bits_stripe *stripe,
+	struct slip *slip) CS_REQUIRES(stripe->lock)
 {
+	/* Before any of them changes: pairs with read_word. */
+	atomic_fetch_add_explicit(&body->given_back, 1, memory_order_release);
 	while (slip) {
 		struct slip *next = slip_of(word_at(slip, 0));
 
@@ -353,7 +362,7 @@ static int make_node(struct cs_bits_body *body, struct bits_stripe *stripe, uint
 	if (rc)
 		cs_pool_push(&stripe->nodes, node);
 	else if (!new &&kind_of(value) == KIND_LIST)
-		give_slips_back(stripe, slip_of(value));
+		give_slips_back(body, stripe, slip_of(value));
 	return rc;
 }
 

@@ -19,8 +19,9 @@
  *  1. A number that is in stays in.
  *  2. A group goes few -> list -> node and never back; nothing but a full one comes of nothing at
  *     once. A slip of a node stays its node's until the end, so its bits are set without a lock.
- *  3. Slips of a list are used again only when the group has become a node. So what a reader found
- *     in them is right if the group is a list afterwards too.
+ *  3. Slips of a list are used again only when the group has become a node, and that was counted.
+ *     So what a reader found in them is right if afterwards nothing was counted, or the group is a
+ *     list.
  *
  * Locking: a group's word and its lists change under the lock of its stripe. Readers take no lock
  * and write nothing; they look twice at most.
