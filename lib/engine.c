@@ -35,12 +35,16 @@ void cs_plan_init(struct cs_plan *plan, struct cowsnap_copy *copy)
 	plan->count = copy->count;
 	plan->source_bytes = copy->source ? cs_dev_size(copy->source) : 0;
 	plan->at = 0;
+	plan->ordered = true;
+	plan->first = 0;
 	plan->align = 1;
 	plan->piece_bytes = UINT64_MAX;
 	for (size_t i = 0; i < copy->count; i++) {
 		struct cowsnap_copy_target *t = &copy->targets[i];
 
 		t->error = 0;
+		if (i && t->source_offset < cs_target_end(t - 1))
+			plan->ordered = false;
 		if (t->device->block_size > plan->align)
 			plan->align = t->device->block_size;
 	}
@@ -51,7 +55,7 @@ static bool next_wanted(const struct cs_plan *plan, uint64_t at, uint64_t *from)
 {
 	bool found = false;
 
-	for (size_t i = 0; i < plan->count; i++) {
+	for (size_t i = plan->first; i < plan->count; i++) {
 		const struct cowsnap_copy_target *t = &plan->targets[i];
 		uint64_t first = t->source_offset > at ? t->source_offset : at;
 
@@ -59,6 +63,8 @@ static bool next_wanted(const struct cs_plan *plan, uint64_t at, uint64_t *from)
 			continue;
 		*from = first;
 		found = true;
+		if (plan->ordered)
+			break;
 	}
 	return found;
 }
@@ -76,13 +82,15 @@ static uint64_t wanted_length(const struct cs_plan *plan, uint64_t from, uint64_
 
 	do {
 		grew = false;
-		for (size_t i = 0; i < plan->count; i++) {
+		for (size_t i = plan->first; i < plan->count; i++) {
 			const struct cowsnap_copy_target *t = &plan->targets[i];
 
+			if (plan->ordered && t->source_offset > end)
+				break;
 			if (t->error || t->source_offset > end || cs_target_end(t) <= end)
 				continue;
 			end = cs_target_end(t);
-			grew = plan->count > 1;
+			grew = !plan->ordered;
 		}
 	} while (grew && end - from < most);
 	return end - from < most ? end - from : most;
@@ -141,13 +149,28 @@ bool cs_target_sift_zeroes(
 	return *from < *end;
 }
 
+static bool ordered_large(const struct cs_plan *plan)
+{
+	uint64_t begin = 0, end = 0;
+
+	for (size_t i = 0; i < plan->count; i++) {
+		const struct cowsnap_copy_target *t = &plan->targets[i];
+
+		if (t->source_offset != end)
+			begin = t->source_offset;
+		end = cs_target_end(t);
+		if (end - begin > CS_SMALL_BYTES)
+			return true;
+	}
+	return false;
+}
+
 bool cs_plan_large(const struct cs_plan *plan)
 {
 	uint64_t at = 0;
 
-	/* One target is its own union. */
-	if (plan->count == 1)
-		return plan->targets[0].length > CS_SMALL_BYTES;
+	if (plan->ordered)
+		return ordered_large(plan);
 	while (next_wanted(plan, at, &at)) {
 		uint64_t length = wanted_length(plan, at, CS_SMALL_BYTES + 1);
 

@@ -16,6 +16,8 @@ struct cs_plan {
 	size_t count;
 	uint64_t source_bytes; /* its length when the copy began */
 	uint64_t at;           /* what lies before is done or under way */
+	bool ordered;          /* each target's source lies behind that of the one before */
+	size_t first;          /* targets before this one end at or before it, if so; else 0 */
 	uint64_t align;        /* pieces end at multiples of it where they may */
 	uint64_t piece_bytes;  /* the longest; what the buffer holds, or the job length */
 };
@@ -116,6 +118,21 @@ bool cs_plan_next(const struct cs_plan *plan, uint64_t *from);
 /* The length of the piece that begins there: at most piece_bytes. Pieces that are followed by
  * others end at a multiple of the blocks of all targets. */
 uint64_t cs_plan_length(const struct cs_plan *plan, uint64_t from);
+/* What lies before @at is done, or under way. */
+static inline void cs_plan_advance(struct cs_plan *plan, uint64_t at)
+{
+	plan->at = at;
+	while (plan->ordered && plan->first < plan->count &&
+		cs_target_end(&plan->targets[plan->first]) <= at)
+		plan->first++;
+}
+/* Does no target from this one on want what lies before @end? */
+static inline bool cs_plan_over(
+	const struct cs_plan *plan, const struct cowsnap_copy_target *target, uint64_t end)
+{
+	return plan->ordered && target->source_offset >= end;
+}
+
 /* What a write to the target that ends at @end needs more, to be whole blocks. */
 uint64_t cs_plan_padding(const struct cs_plan *plan, const struct cowsnap_copy_target *target,
 	uint64_t from, uint64_t end);

@@ -153,8 +153,11 @@ static void copy_piece(struct loop *loop, uint64_t from, uint64_t length)
 		cs_plan_fail(plan, from, end, rc);
 		return;
 	}
-	for (size_t i = 0; i < plan->count; i++)
+	for (size_t i = plan->first; i < plan->count; i++) {
+		if (cs_plan_over(plan, &plan->targets[i], end))
+			break;
 		write_target(loop, &plan->targets[i], from, end);
+	}
 }
 
 /* ---- Background ------------------------------------------------------------------------------ */
@@ -191,7 +194,7 @@ static void copy_pieces(struct loop *loop, bool background)
 			copy_in_background(loop, from, length);
 		else
 			copy_piece(loop, from, length);
-		plan->at = from + length;
+		cs_plan_advance(plan, from + length);
 	}
 }
 

@@ -55,6 +55,7 @@ struct cs_piece {
 	uint64_t from;
 	uint64_t end;
 	uint64_t credit_bytes; /* of the background */
+	size_t first;          /* target that may want something of it */
 	size_t target;         /* the next to look at */
 	uint64_t at;           /* what of it lies before is written or under way */
 	unsigned open;         /* writes under way */
@@ -315,6 +316,10 @@ static bool write_piece(struct cs_piece *piece)
 		uint64_t end = piece->end;
 		struct slot *slot = piece->free;
 
+		if (cs_plan_over(plan, target, end)) {
+			piece->target = plan->count;
+			break;
+		}
 		if (from >= end || !cs_target_wants(target, &from, &end) ||
 			(plan->source &&
 				!cs_target_sift(target, piece->buffer + (from - piece->from), &from,
@@ -389,7 +394,7 @@ static bool start_piece(struct cs_piece *piece)
 	struct cowsnap_io *io = &piece->slot[0].io;
 	int error;
 
-	piece->target = 0;
+	piece->target = piece->first;
 	piece->at = 0;
 	if (!run->plan.source)
 		return write_piece(piece);
@@ -463,7 +468,9 @@ static void begin_piece(struct cs_run *run, struct cs_piece *piece, uint64_t fro
 		cs_plan_size(&run->plan, run->copier->job_bytes, piece->room);
 	piece->run = run;
 	piece->from = from;
-	piece->end = run->plan.at = from + cs_plan_length(&run->plan, from);
+	piece->end = from + cs_plan_length(&run->plan, from);
+	piece->first = run->plan.first;
+	cs_plan_advance(&run->plan, piece->end);
 	run->open++;
 	run->begun = true;
 	if (!run->background)

@@ -156,10 +156,23 @@ Test(copier, no_piece_is_longer_than_a_job)
 	}
 }
 
+#define ROOM 100000
+
+/* Anywhere, or @ordered: behind @end, most often at once. */
+static void random_range(
+	struct seed *seed, bool ordered, uint64_t end, uint64_t *from, uint64_t *length)
+{
+	uint64_t most = ordered ? ROOM / 4 : ROOM;
+
+	*from = ordered ? end + seed_below(seed, 2) * seed_below(seed, 300)
+			: seed_below(seed, 300000);
+	*length = 1 + seed_below(seed, seed_below(seed, 2) ? 300 : most);
+}
+
 /* Random targets, compared with copies made by hand. */
 Test(copier, agrees_with_memcpy)
 {
-	enum { TARGETS = 9, ROOM = 100000 };
+	enum { TARGETS = 9 };
 	struct seed seed = seed_for("agrees_with_memcpy");
 	static uint8_t wanted[SIZE / 4], read_map[SIZE];
 	static struct test_device_entry log[TEST_DEVICE_LOG_MAX];
@@ -169,15 +182,14 @@ Test(copier, agrees_with_memcpy)
 	for (int round = 0; round < 60; round++) {
 		struct cowsnap_copy_target t[TARGETS];
 		size_t count = 1 + seed_below(&seed, TARGETS), reads;
-		uint64_t union_bytes = 0;
+		uint64_t union_bytes = 0, from = 0, length = 0;
+		bool ordered = seed_below(&seed, 2);
 
 		test_device_reset(r.source);
 		memset(wanted, 0, sizeof(wanted));
 		memset(read_map, 0, sizeof(read_map));
 		for (size_t i = 0; i < count; i++) {
-			uint64_t from = seed_below(&seed, 300000);
-			uint64_t length = 1 + seed_below(&seed, seed_below(&seed, 2) ? 300 : ROOM);
-
+			random_range(&seed, ordered, from + length, &from, &length);
 			t[i] = target(&r, (int)(i % 2), from, length, i * ROOM);
 			for (uint64_t b = from; b < from + length; b++)
 				union_bytes += !read_map[b], read_map[b] = 1;

@@ -164,15 +164,21 @@ Test(copier_queue, devices_may_be_of_both_kinds)
 static void random_job(struct seed *seed, struct scene *s, struct job *job, uint64_t number)
 {
 	size_t count = 1 + seed_below(seed, 8);
+	bool ordered = seed_below(seed, 2);
+	uint64_t end = 0;
 
 	*job = (struct job){0};
 	job->copy.background = seed_below(seed, 3) == 0;
 	for (size_t i = 0; i < count; i++) {
-		uint64_t length = 1 + seed_below(seed, seed_below(seed, 2) ? 300 : 60000);
+		uint64_t most = ordered ? 15000 : 60000;
+		uint64_t length = 1 + seed_below(seed, seed_below(seed, 2) ? 300 : most);
+		uint64_t from = ordered ? end + seed_below(seed, 2) * seed_below(seed, 300)
+					: seed_below(seed, 100000);
 
 		/* Places of its own in the targets. */
-		job_add(job, s, (int)(i % TARGETS), seed_below(seed, 100000), length,
+		job_add(job, s, (int)(i % TARGETS), from, length,
 			(number * 3 + i / TARGETS) * 60000);
+		end = from + length;
 	}
 }
 
