@@ -224,16 +224,13 @@ static enum cs_step next_copy(struct cs_mover *mover)
 	unsigned count = 0;
 
 	while (count < CS_MOVER_PARTS) {
-		uint64_t at_chunk = mover->at_chunk;
-		unsigned at = mover->at;
 		struct cowsnap_run run = next_unsettled(mover);
 		bool zero = run.location == COWSNAP_LOCATION_ZERO;
 
 		if (!run.count)
 			break;
 		if (zero && count) {
-			mover->at = at;
-			mover->at_chunk = at_chunk;
+			mover->at_chunk = run.first;
 			break;
 		}
 		cs_merge_set_target(m, &run, &mover->target[count]);

@@ -25,8 +25,8 @@ enum cs_mover_stage {
 };
 
 /* Who moves some chunks: parts, each of which lies together in the store. Without records they are
- * parts of one run, in order, and the rest of that is not the snapshot's; with records they may be
- * anywhere. */
+ * parts of one run, in the store's order, and the rest of that is not the snapshot's; with records
+ * they may be anywhere. */
 struct cs_mover {
 	struct cs_moving *moving;
 	struct cs_mover *next; /* free, or waiting for a record */

@@ -124,6 +124,19 @@ static uint64_t together(uint64_t mask, const uint64_t *locations, unsigned bit,
 	return count;
 }
 
+/* In the order of the store, in which they are copied. */
+static void sort_parts(struct cs_mover *mover)
+{
+	for (unsigned i = 1; i < mover->parts; i++) {
+		struct cowsnap_run part = mover->part[i];
+		unsigned at = i;
+
+		for (; at && mover->part[at - 1].location > part.location; at--)
+			mover->part[at] = mover->part[at - 1];
+		mover->part[at] = part;
+	}
+}
+
 /* Parts for a mover: chunks of a window that begins at @first. Where others may need what lies
  * between, one part only. Returns: how many chunks. */
 static uint64_t find_parts(struct cs_moving *moving, struct cs_mover *mover, uint64_t first,
@@ -147,6 +160,7 @@ static uint64_t find_parts(struct cs_moving *moving, struct cs_mover *mover, uin
 		bit += (unsigned)part->count;
 		mask = bit < 64 ? mask & ~UINT64_C(0) << bit : 0;
 	}
+	sort_parts(mover);
 	return chunks;
 }
 
