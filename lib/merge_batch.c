@@ -112,15 +112,18 @@ static enum cs_step batch_failed(struct cs_moving *moving, int error)
 
 /* ---- Forgetting ------------------------------------------------------------------------------ */
 
-/* How long the next one is to be. */
+/* How long the next one is to be. One that was short for another reason says nothing. */
 static void adapt(struct cs_moving *moving)
 {
 	struct cs_merge *m = moving->merge;
+	uint64_t bytes = moving->now->chunks << cs_merge_shift(m);
 	uint64_t copies_ns = moving->arrived_ns - moving->began_ns;
 	uint64_t rest_ns = cs_monotonic_ns() - moving->arrived_ns;
 
 	if (cs_copier_is_throttled(cs_moving_copier(moving)))
 		m->batch_bytes = BATCH_BYTES_MIN;
+	else if (bytes < m->batch_bytes / 2)
+		return;
 	else if (rest_ns > copies_ns / GROW_PART && m->batch_bytes < BATCH_BYTES_MAX)
 		m->batch_bytes *= 2;
 	else if (rest_ns < copies_ns / SHRINK_PART && m->batch_bytes > BATCH_BYTES_MIN)
@@ -217,17 +220,24 @@ static enum cs_step moved(struct cs_moving *moving)
 				 : batch_failed(moving, moving->error);
 }
 
-/* No more at a time than is good for the caches; when the call is to end nobody else begins. */
+/* No more at a time than is good for the caches. When a copy has failed nobody else begins; where
+ * it was a save, the batch was cut before. */
 static enum cs_step move(struct cs_moving *moving)
 {
-	while (moving->started < moving->movers && !cs_moving_has_ended(moving)) {
+	moving->step = move;
+	while (moving->started < moving->movers && !moving->op->cancelled &&
+		(!moving->error || moving->save_failed)) {
 		struct cs_mover *mover = &moving->mover[moving->started];
 
 		if (moving->open_bytes >= CS_MOVERS_BYTES)
 			return cs_moving_await(moving, move);
+		if (cs_moving_rests(moving))
+			return CS_PARK;
 		moving->started++;
-		if (mover->stage == CS_MOVER_SAVED)
-			cs_mover_go_on(mover);
+		if (mover->stage != CS_MOVER_SAVED)
+			continue;
+		moving->at_once += mover->bytes;
+		cs_mover_go_on(mover);
 	}
 	return cs_moving_go_to(moving, moved);
 }
@@ -245,6 +255,7 @@ static enum cs_step saved(struct cs_moving *moving)
 		cut_batch(moving, CS_MOVER_SAVED);
 	else if (moving->op->task.queue && moving->left > moving->admit_bytes)
 		look(moving, moving->now->chunks);
+	moving->save_failed = moving->error;
 	moving->began_ns = cs_monotonic_ns();
 	moving->started = 0;
 	return cs_moving_go_to(moving, move);
@@ -253,7 +264,6 @@ static enum cs_step saved(struct cs_moving *moving)
 static enum cs_step start(struct cs_moving *moving)
 {
 	cs_copier_piece_begins(cs_moving_copier(moving));
-	moving->at_once += moving->admit_bytes;
 	/* After a failure nobody else is asked for anything. */
 	for (unsigned i = 0; i < moving->movers && !moving->error; i++)
 		cs_mover_start(&moving->mover[i]);
@@ -387,7 +397,7 @@ static void look(struct cs_moving *moving, uint64_t skip)
  * was added before? */
 static bool add(struct cs_moving *moving, const struct cowsnap_run *run)
 {
-	size_t mask = sizeof(moving->seen) / sizeof(*moving->seen) - 1;
+	size_t mask = moving->seen_slots - 1;
 
 	for (uint64_t chunk = run->first; chunk < run->first + run->count; chunk++) {
 		size_t at = (size_t)(chunk * UINT64_C(0x9e3779b97f4a7c15) >> 32) & mask;
@@ -401,6 +411,19 @@ static bool add(struct cs_moving *moving, const struct cowsnap_run *run)
 	return true;
 }
 
+/* Twice as many slots as chunks at least. */
+static void clear_seen(struct cs_moving *moving)
+{
+	uint64_t chunks = 0;
+
+	for (size_t i = 0; i < moving->newest.count; i++)
+		chunks += moving->newest.runs[i].count;
+	moving->seen_slots = 64;
+	while (moving->seen_slots < 2 * chunks)
+		moving->seen_slots *= 2;
+	memset(moving->seen, 0, moving->seen_slots * sizeof(*moving->seen));
+}
+
 /* What was found, up to a run that has a chunk for the second time. Returns: 0, -EIO. */
 static int take(struct cs_moving *moving)
 {
@@ -412,7 +435,7 @@ static int take(struct cs_moving *moving)
 		rc = cs_store_check_newest(cs_moving_store(moving), &moving->newest);
 	if (rc)
 		return rc;
-	memset(moving->seen, 0, sizeof(moving->seen));
+	clear_seen(moving);
 	for (b->runs = 0; b->runs < moving->newest.count; b->runs++) {
 		const struct cowsnap_run *run = &b->run[b->runs];
 
@@ -432,6 +455,8 @@ static enum cs_step found(struct cs_moving *moving)
 	if (is_open(&moving->found))
 		return CS_PARK;
 	moving->looks = false;
+	if (moving->op->cancelled)
+		return cs_moving_go_to(moving, cs_moving_over);
 	moving->error = take(moving);
 	moving->all = !moving->error && !moving->now->runs;
 	if (moving->error || moving->all)

@@ -9,7 +9,7 @@
  *   claim    in `busy`
  *   copy     what of it is not settled
  *   settle   without records; with records it has *arrived*, and keeps gate and claims until the
- *            records are gone: see merge_run.c
+ *            records are gone: see merge_batch.c
  *
  * Invariants: beside those of merge.c,
  *  V1 Who waits for a record to save with is outside of the gate: who has one may wait for space

@@ -101,6 +101,7 @@ struct cs_moving {
 	struct cs_merge_batch *ahead;
 	unsigned movers;
 	unsigned started; /* of these */
+	bool save_failed;
 	uint64_t began_ns, arrived_ns;
 	bool looks; /* the store was asked for what goes to `ahead` */
 	struct cowsnap_newest newest;
@@ -108,6 +109,7 @@ struct cs_moving {
 	struct cowsnap_commit commit; /* what is forgotten */
 	struct cs_merge_answer forgot;
 	struct cs_merge_batch batch[2];
+	size_t seen_slots;                 /* a power of two */
 	uint64_t seen[2 * CS_MERGE_BATCH]; /* chunks of a batch, plus one; 0: free */
 	struct cs_mover mover[CS_MOVERS];
 	struct cs_save save[CS_MOVER_SAVES];

@@ -192,7 +192,7 @@ static enum cs_step read_tails(struct cs_dm *dm)
 		return end_newest(dm, dm->error);
 	plan(dm, end);
 	dm->step = decode_all;
-	dm->reads_open = 0;
+	dm->reads_open = 0; /* none ends inside a start */
 	for (unsigned i = 0; i < dm->tails; i++) {
 		struct cs_dm_tail *tail = &dm->tail[i];
 		int error = 0;

@@ -9,6 +9,7 @@
 #include "support/test.h"
 #include "support/test_device_async.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -323,6 +324,25 @@ Test(merge_batches, cancelled_anywhere)
 		} while (rc);
 		volume_close(&v);
 	}
+}
+
+/* What is newer than a chunk that could not be saved for a sibling is moved all the same: else the
+ * next call would find the same batch, and fail again. */
+Test(merge_batches, newer_ones_go_though_a_sibling_is_full)
+{
+	const struct options options = {.sibling = true, .in_order = true};
+	struct cowsnap_merge_info info;
+	struct volume v;
+
+	volume_open(&v, &options, (struct seed){1});
+	cr_assert_eq(cowsnap_store_set_limit(v.other, BYTES / 4), 0);
+	cr_assert_eq(run(&v, WHOLE), -ENOSPC);
+	expect_volume(&v);
+	cr_assert_eq(cowsnap_merge_info(v.merged, &info, sizeof(info)), 0);
+	cr_assert_geq(info.moved_bytes, BYTES / 8);
+	cr_assert_eq(cowsnap_store_set_limit(v.other, 2 * BYTES), 0);
+	cr_assert_eq(run(&v, WHOLE), 0);
+	volume_close(&v);
 }
 
 /* Returns: whether the n-th call failed. */

@@ -156,6 +156,8 @@ struct records {
 	unsigned unflushed; /* records that went too early */
 	unsigned out_of_order;
 	bool answers_late;
+	bool holds; /* the next question is not answered: */
+	struct cowsnap_newest *held;
 	struct late late[LATE];
 	unsigned late_count;
 };
@@ -248,7 +250,10 @@ static void records_newest(void *user, struct cowsnap_newest *newest)
 		newest->count = 1;
 		r->nonsense = (struct cowsnap_run){0};
 	}
-	answer(r, (struct late){.newest = newest});
+	if (r->holds)
+		r->held = newest;
+	else
+		answer(r, (struct late){.newest = newest});
 }
 
 static int forget_run(struct records *r, const struct cowsnap_run *run)
@@ -478,6 +483,42 @@ Test(merge_records, answers_that_come_later)
 		records_close(&r);
 		scene_close(&s);
 	}
+}
+
+/* It went on to the throttle when it was told, and nobody woke it there. */
+Test(merge_records, cancelled_while_the_store_is_asked)
+{
+	struct pending_op p = {0};
+	struct cowsnap_snapshot *merged;
+	struct cowsnap_queue *queue;
+	struct records r;
+	struct scene s;
+
+	merged = records_begin_with(&r, &s, &(struct scene_options){.engine = COWSNAP_ENGINE_LOOP});
+	cr_assert_eq(cowsnap_queue_create(s.ctx, 64, &queue), 0);
+	cr_assert_eq(cowsnap_merge_begin(merged), 0);
+	/* The first batch is paid for when it goes on, the next one would wait for days. */
+	cr_assert_eq(cowsnap_ctx_throttle(s.ctx, 1, 100), 0);
+	cr_assert_eq(cowsnap_merge_run(merged, CHUNK), 1);
+	r.holds = true;
+	cr_assert_eq(cowsnap_merge_run_async(merged, queue, WHOLE, &p.op, pending_done, &p),
+		COWSNAP_PENDING);
+	pending_settle(queue);
+	cr_assert_not_null(r.held);
+	cr_assert_eq(cowsnap_op_cancel(&p.op), 0);
+	pending_settle(queue);
+	cr_assert_eq(atomic_load(&p.calls), 0);
+	r.held->done(r.held, 0);
+	cr_assert(pending_wait(queue, &p), "it waits for the throttle");
+	cr_assert_eq(p.error, -ECANCELED);
+	r.holds = false;
+	cr_assert_eq(cowsnap_ctx_throttle(s.ctx, 0, 100), 0);
+	cr_assert_eq(cowsnap_merge_run(merged, WHOLE), 0);
+	expect_volume(s.origin[0], 0, ALL, OLD);
+	cr_assert_eq(cowsnap_queue_close(queue), 0);
+	cowsnap_snapshot_unref(merged);
+	records_close(&r);
+	scene_close(&s);
 }
 
 /* What lies behind the snapshot's end, or the device's, is not moved anywhere. */
