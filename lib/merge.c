@@ -613,6 +613,24 @@ static void release_begin(struct cs_op *op)
 
 /* ---- The call -------------------------------------------------------------------------------- */
 
+/* Each chunk is written to the origin by itself, and the last one up to the snapshot's end.
+ * Returns: 0, -ENOTSUP. */
+static int check_blocks(const struct cowsnap_snapshot *snapshot)
+{
+	const struct cowsnap_device *device = snapshot->chain->origin->device;
+	uint64_t chunk = cs_store_chunk_bytes(snapshot->chain->store), size = snapshot->size_bytes;
+	uint64_t block = device->block_size;
+
+	if (chunk % block == 0 && size % block == 0)
+		return 0;
+	cs_log(&snapshot->chain->ctx->base, COWSNAP_LOG_ERROR,
+		"origin %s: not merged: its device writes blocks of %llu bytes, and the %s %llu",
+		device->name, (unsigned long long)block,
+		chunk % block ? "store's chunks have" : "snapshot has",
+		(unsigned long long)(chunk % block ? chunk : size));
+	return -ENOTSUP;
+}
+
 static int prepare(struct cowsnap_snapshot *snapshot, struct cs_op *op, struct cs_merge **m)
 {
 	struct cowsnap_store *store = snapshot->chain->store;
@@ -621,6 +639,8 @@ static int prepare(struct cowsnap_snapshot *snapshot, struct cs_op *op, struct c
 	if (!rc && (cs_store_records(store) || cs_store_persistent(store)) &&
 		!cs_store_forgets(store))
 		rc = -ENOTSUP;
+	if (!rc)
+		rc = check_blocks(snapshot);
 	if (rc)
 		return rc;
 	*m = create(snapshot);

@@ -277,7 +277,8 @@ COWSNAP_API int cowsnap_changes(struct cowsnap_snapshot *from, struct cowsnap_sn
  * Returns: 0; -EIDRM, -ESTALE (dropped, invalid), -ENODATA (map-only, or a range was released),
  *	-EBUSY (the origin has a merge, or a take was under way for 5 s), -ETIMEDOUT (writes to the
  *	origin or to the snapshot that began before did not end within 5 s; nothing has changed),
- *	-ENOTSUP (a persistent store of the host's that cannot forget records), -ENOMEM.
+ *	-ENOTSUP (a persistent store of the host's that cannot forget records; the store's chunks,
+ *	or the snapshot, are no whole blocks of the origin's device: the log says which), -ENOMEM.
  * Context: any thread; waits for brackets that began before; not inside a bracket of this origin;
  *	not in a callback. Until the end no take of this origin is possible (-EBUSY).
  * Lifetime: the caller holds a reference until the end of the merge.

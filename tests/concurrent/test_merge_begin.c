@@ -51,6 +51,48 @@ static void expect_untouched(struct family *f)
 	expect_family(f);
 }
 
+/* It could only fail on the way, for ever, with the first chunk or the last one. */
+Test(merge_begin, refused_where_the_device_cannot_write_a_chunk)
+{
+	static const struct {
+		uint32_t block;
+		uint64_t chunk, size;
+		int rc;
+	} cases[] = {{512, 512, 16384, 0}, {4096, 4096, 16384, 0}, {4096, 512, 16384, -ENOTSUP},
+		{4096, 4096, 16384 + 512, -ENOTSUP}, {512, 4096, 16384 + 512, 0},
+		{1, 4096, 16384 + 7, 0}};
+
+	for (unsigned i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct cowsnap_transient_options options = {
+			.size = sizeof(options), .chunk_size_bytes = cases[i].chunk};
+		struct cowsnap_take_entry entry = {0};
+		struct test_device *device;
+		struct cowsnap_ctx *ctx;
+
+		cr_assert_eq(cowsnap_ctx_create(NULL, &ctx), 0);
+		device = test_device_create(
+			ctx, &(struct test_device_options){
+				     .size_bytes = cases[i].size, .block_size = cases[i].block});
+		cr_assert_eq(cowsnap_origin_open(ctx, test_device(device), &entry.origin), 0);
+		cr_assert_eq(cowsnap_store_transient(ctx, &options, &entry.store), 0);
+		cr_assert_eq(cowsnap_take(ctx, NULL, &entry, 1), 0);
+		cr_assert_eq(cowsnap_merge_begin(entry.snapshot), cases[i].rc, "%u", i);
+		if (cases[i].rc) {
+			cr_assert_eq(state_of(entry.snapshot), COWSNAP_SNAPSHOT_ACTIVE);
+			cr_assert_eq(cowsnap_snapshot_drop(entry.snapshot), 0);
+		} else {
+			cr_assert_eq(cowsnap_merge_run(entry.snapshot, WHOLE), 0);
+		}
+		cowsnap_snapshot_unref(entry.snapshot);
+		while (cowsnap_reclaim(ctx, 64) == 1)
+			;
+		cr_assert_eq(cowsnap_store_close(entry.store), 0);
+		cr_assert_eq(cowsnap_origin_close(entry.origin), 0);
+		cr_assert_eq(test_device_destroy(device), 0);
+		cr_assert_eq(cowsnap_ctx_destroy(ctx), 0);
+	}
+}
+
 Test(merge_begin, in_a_queue_and_on_a_worker)
 {
 	for (unsigned i = 0; i < 4; i++) {
