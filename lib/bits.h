@@ -10,7 +10,8 @@
  *     full   all of them
  *
  * So memory follows what is set: a sixth of a byte a number where it is dense, two or three where
- * it is thin, and about ten for a lonely one.
+ * it is thin, about ten for the only one of a group, and ninety if the 63 groups beside it have
+ * none: see docs/adr/0009-map-only-is-exact.md.
  *
  * A *dense* one begins a group with a node, 640 bytes at most: for a set that soon has much of what
  * it has any of, and is used while others wait. To walk a list takes up to a microsecond.
