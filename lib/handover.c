@@ -35,6 +35,9 @@
 
 #include "origin.h"
 
+/* Of an attempt: records are on their way, of a bracket's or the host's own. */
+#define RECORDS_COME 1
+
 struct handover {
 	struct cowsnap_store *store;
 	struct cowsnap_origin *origin;
@@ -206,7 +209,7 @@ static void let_go(struct handover *h)
 }
 
 /* With the turn. Returns: 0: the snapshot has ended here, and its map is kept; -EAGAIN (not yet),
- * or an error: all is as before. */
+ * RECORDS_COME, or an error: all is as before. */
 static int end_here(struct handover *h)
 {
 	int rc;
@@ -214,7 +217,7 @@ static int end_here(struct handover *h)
 	/* I/O, so before the gate is closed. Of a bracket that begins during it the gate tells. */
 	rc = cs_store_dm_export_begin(h->store, &h->snapshot->map);
 	if (rc)
-		return rc;
+		return rc == -EBUSY ? RECORDS_COME : rc;
 	rc = shut(h);
 	if (!rc) {
 		rc = cs_snapshot_hand_over(h->snapshot);
@@ -277,6 +280,8 @@ static int attempt_and_wait(struct handover *h)
 	cs_task_init(&task, NULL, NULL);
 	cs_gate_await_leave(gate, &task.waiter);
 	rc = attempt(h);
+	if (rc == RECORDS_COME && !worth_it(h))
+		rc = -EAGAIN;
 	if (rc == -EAGAIN) {
 		task.deadline_ns = h->deadline_ns;
 		cs_task_sleep(&task);
@@ -287,6 +292,9 @@ static int attempt_and_wait(struct handover *h)
 	waited = cs_gate_forsake_drain(gate, &task.waiter);
 	if (!waited)
 		cs_task_sleep(&task);
+	/* Nobody was inside, and nobody has left meanwhile: they are no bracket's. */
+	if (rc == RECORDS_COME)
+		return waited ? -EBUSY : -EAGAIN;
 	return rc;
 }
 
