@@ -89,8 +89,8 @@ static void race(struct dm_scene *s, uint64_t salt)
 }
 
 /* Who sees the snapshot from inside his bracket has what he writes in the state; the others began
- * afterwards. And nobody's record is in the way: an export that met the commit of a bracket which had
- * begun behind its look said -EBUSY. */
+ * afterwards. And nobody's record is in the way: an export that met the commit of a bracket which
+ * had begun behind its look said -EBUSY. */
 Test(handover_races, brackets_race_with_the_end)
 {
 	struct dm_scene s;
