@@ -17,7 +17,7 @@
 #define NUMBER_BITS 12u
 #define SLIPS_MAX   16u /* of a list; a node takes no more than a quarter above that */
 #define SLIPS_AHEAD 16u
-#define MANY        16u
+#define MANY        16u /* more new ones of 64 do not go into a list */
 
 /* The word of a group, by its low two bits; none of them is one of the map's special locations. */
 #define KIND_MASK UINT64_C(3)
@@ -57,7 +57,7 @@ struct cs_bits_body {
 	struct cowsnap_map groups;
 	_Atomic uint64_t given_back; /* lists whose slips were */
 	struct cs_pool pool;
-	unsigned many; /* more new ones of 64 do not go into a list */
+	unsigned many; /* MANY; 0: nothing goes into a list */
 	_Atomic uint64_t count;
 	struct bits_stripe stripes[STRIPES];
 };

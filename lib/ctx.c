@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT
  *
- * The context's list of handles.
+ * The context's list of handles, and who waits for a take.
  */
 #include "ctx.h"
 
@@ -23,4 +23,33 @@ void cs_ctx_retire(struct cs_handle *handle)
 	atomic_store_explicit(&handle->closed, true, memory_order_relaxed);
 	ctx->open--;
 	cs_mutex_unlock(&ctx->admin);
+}
+
+struct cs_waiter *cs_ctx_establish(struct cowsnap_ctx *ctx, uint64_t epoch)
+{
+	/* Release: what the writers wait for; pairs with cs_ctx_is_established. */
+	atomic_store_explicit(&ctx->established, epoch, memory_order_release);
+	return cs_waitlist_take(&ctx->parked);
+}
+
+bool cs_ctx_await_established(struct cowsnap_ctx *ctx, uint64_t epoch, struct cs_waiter *waiter)
+{
+	bool parks;
+
+	cs_mutex_lock(&ctx->admin);
+	parks = !cs_ctx_is_established(ctx, epoch);
+	if (parks)
+		cs_waitlist_add(&ctx->parked, waiter);
+	cs_mutex_unlock(&ctx->admin);
+	return parks;
+}
+
+bool cs_ctx_forsake_established(struct cowsnap_ctx *ctx, struct cs_waiter *waiter)
+{
+	bool waited;
+
+	cs_mutex_lock(&ctx->admin);
+	waited = cs_waitlist_remove(&ctx->parked, waiter);
+	cs_mutex_unlock(&ctx->admin);
+	return waited;
 }

@@ -60,4 +60,17 @@ void cs_ctx_adopt(struct cowsnap_ctx *ctx, struct cs_handle *handle, size_t byte
 /* The object was closed. */
 void cs_ctx_retire(struct cs_handle *handle);
 
+/* Is the take of this epoch established, or withdrawn? An acquire of what it did before. */
+static inline bool cs_ctx_is_established(const struct cowsnap_ctx *ctx, uint64_t epoch)
+{
+	/* Acquire: pairs with cs_ctx_establish. */
+	return atomic_load_explicit(&ctx->established, memory_order_acquire) >= epoch;
+}
+/* Returns: who waited for it, to be woken without the lock. */
+struct cs_waiter *cs_ctx_establish(struct cowsnap_ctx *ctx, uint64_t epoch) CS_REQUIRES(ctx->admin);
+/* Returns: false if it is. True: @waiter will be woken when one is; then look again. */
+bool cs_ctx_await_established(struct cowsnap_ctx *ctx, uint64_t epoch, struct cs_waiter *waiter);
+/* Waits no longer. Returns: false if the wake has come or is on its way. */
+bool cs_ctx_forsake_established(struct cowsnap_ctx *ctx, struct cs_waiter *waiter);
+
 #endif

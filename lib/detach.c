@@ -113,13 +113,7 @@ static enum cs_step enter(struct detach *d);
 
 static void abandon_outside(struct cs_op *op)
 {
-	struct cowsnap_ctx *ctx = op->origin->handle.ctx;
-	bool waited;
-
-	cs_mutex_lock(&ctx->admin);
-	waited = cs_waitlist_remove(&ctx->parked, &op->task.waiter);
-	cs_mutex_unlock(&ctx->admin);
-	if (waited)
+	if (cs_ctx_forsake_established(op->origin->handle.ctx, &op->task.waiter))
 		cs_op_abandoned(op);
 }
 
@@ -127,23 +121,17 @@ static void abandon_outside(struct cs_op *op)
 static enum cs_step wait_outside(struct detach *d, uint64_t epoch)
 {
 	struct cs_op *op = d->op;
-	struct cowsnap_ctx *ctx = d->snapshot->chain->ctx;
-	bool parks;
+	bool parks = cs_ctx_await_established(d->snapshot->chain->ctx, epoch, &op->task.waiter);
 
-	cs_mutex_lock(&ctx->admin);
-	parks = atomic_load_explicit(&ctx->established, memory_order_relaxed) < epoch;
-	if (parks)
-		cs_waitlist_add(&ctx->parked, &op->task.waiter);
-	cs_mutex_unlock(&ctx->admin);
 	cs_gate_cancel(&op->origin->gate, &op->pass);
 	d->step = enter;
 	return parks ? park(d, enter, abandon_outside) : CS_GO_ON;
 }
 
-/* Acquire: the drain, and being withdrawn; pairs with set_established and turn_back. */
+/* Acquire: being withdrawn; pairs with turn_back. */
 static bool usable(const struct cowsnap_ctx *ctx, const struct cs_heads *heads)
 {
-	return atomic_load_explicit(&ctx->established, memory_order_acquire) >= heads->epoch &&
+	return cs_ctx_is_established(ctx, heads->epoch) &&
 	       !atomic_load_explicit(&heads->withdrawn, memory_order_acquire);
 }
 

@@ -118,14 +118,6 @@ static void raise_epoch(struct cowsnap_ctx *ctx, uint64_t epoch)
 	atomic_store_explicit(&ctx->epoch, epoch, memory_order_seq_cst);
 }
 
-/* Returns: who waited for it. Under ctx->admin. */
-static struct cs_waiter *establish(struct cowsnap_ctx *ctx, uint64_t epoch)
-{
-	/* Release: pairs with is_established. */
-	atomic_store_explicit(&ctx->established, epoch, memory_order_release);
-	return cs_waitlist_take(&ctx->parked);
-}
-
 /* Under ctx->admin. Returns: 0; -EAGAIN (somebody is in each slot), -ENOMEM. */
 static int close_gate(struct handover *h)
 {
@@ -150,18 +142,17 @@ static int close_gate(struct handover *h)
 	return 0;
 }
 
-/* Back to the generation of before; who waits is saved for. Under ctx->admin. */
-static struct cs_waiter *reopen_gate(struct handover *h)
+/* Back to the generation of before. Returns: who waits, and is saved for. */
+static struct cs_waiter *reopen_gate(struct cowsnap_ctx *ctx, struct handover *h)
+	CS_REQUIRES(ctx->admin)
 {
-	struct cowsnap_ctx *ctx = h->store->handle.ctx;
-
 	/* Release: pairs with established. */
 	atomic_store_explicit(&h->heads->withdrawn, true, memory_order_release);
 	cs_gate_switch(&h->origin->gate, h->old_slot, h->epoch + 1);
 	raise_epoch(ctx, h->epoch + 1);
 	cs_gate_switch(&h->origin->gate, h->old_slot, 0);
 	cs_origin_sweep(h->origin);
-	return establish(ctx, h->epoch + 1);
+	return cs_ctx_establish(ctx, h->epoch + 1);
 }
 
 static void reopen(struct handover *h)
@@ -170,7 +161,7 @@ static void reopen(struct handover *h)
 	struct cs_waiter *parked;
 
 	cs_mutex_lock(&ctx->admin);
-	parked = reopen_gate(h);
+	parked = reopen_gate(ctx, h);
 	h->chain->kept = false;
 	cs_mutex_unlock(&ctx->admin);
 	cs_waiters_wake(parked);
@@ -186,7 +177,7 @@ static int shut(struct handover *h)
 	cs_mutex_lock(&ctx->admin);
 	rc = all_ended(h->origin) ? close_gate(h) : -EAGAIN;
 	if (!rc && !all_ended(h->origin)) {
-		parked = reopen_gate(h);
+		parked = reopen_gate(ctx, h);
 		rc = -EAGAIN;
 	}
 	h->chain->kept = !rc;
@@ -202,7 +193,7 @@ static void let_go(struct handover *h)
 	struct cs_waiter *parked;
 
 	cs_mutex_lock(&ctx->admin);
-	parked = establish(ctx, h->epoch);
+	parked = cs_ctx_establish(ctx, h->epoch);
 	cs_mutex_unlock(&ctx->admin);
 	cs_waiters_wake(parked);
 	cs_origin_lost_one(h->origin);
@@ -292,10 +283,12 @@ static int attempt_and_wait(struct handover *h)
 	waited = cs_gate_forsake_drain(gate, &task.waiter);
 	if (!waited)
 		cs_task_sleep(&task);
+	if (rc != RECORDS_COME)
+		return rc;
 	/* Nobody was inside, and nobody has left meanwhile: they are no bracket's. */
-	if (rc == RECORDS_COME)
-		return waited ? -EBUSY : -EAGAIN;
-	return rc;
+	if (waited)
+		return -EBUSY;
+	return cs_monotonic_ns() < h->deadline_ns ? -EAGAIN : -ETIMEDOUT;
 }
 
 /* ---- The call -------------------------------------------------------------------------------- */

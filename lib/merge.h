@@ -7,8 +7,8 @@
 
 #include "origin.h"
 
-#define CS_MERGE_BATCH \
-	4096u /* chunks and runs, at most, that have their records forgotten together */
+/* So many chunks, and runs, at most have their records forgotten together. */
+#define CS_MERGE_BATCH 4096u
 
 struct cs_merge {
 	struct cowsnap_snapshot *snapshot;

@@ -643,20 +643,8 @@ static enum cs_step established(struct cs_save *save)
 
 static void abandon_drain(struct cs_op *op)
 {
-	struct cowsnap_ctx *ctx = op->origin->handle.ctx;
-	bool waited;
-
-	cs_mutex_lock(&ctx->admin);
-	waited = cs_waitlist_remove(&ctx->parked, &op->task.waiter);
-	cs_mutex_unlock(&ctx->admin);
-	if (waited)
+	if (cs_ctx_forsake_established(op->origin->handle.ctx, &op->task.waiter))
 		cs_save_abandoned(op->turn.record);
-}
-
-static bool is_established(const struct cowsnap_ctx *ctx, const struct cs_heads *heads)
-{
-	/* Acquire: the drain of the take; pairs with set_established. */
-	return atomic_load_explicit(&ctx->established, memory_order_acquire) >= heads->epoch;
 }
 
 /* O3 */
@@ -664,21 +652,16 @@ enum cs_step cs_save_look(struct cs_save *save)
 {
 	struct cs_op *op = save->op;
 	struct cowsnap_ctx *ctx = op->origin->handle.ctx;
-	bool parks;
+	uint64_t epoch = save->heads->epoch;
 
 	if (op->cancelled)
 		return cs_save_fail(save, -ECANCELED);
-	if (is_established(ctx, save->heads))
+	if (cs_ctx_is_established(ctx, epoch))
 		return established(save);
 	cs_stats_add(op->origin->stats, CS_STAT_DRAIN_WAITS, 1);
 	save->step = established;
 	op->abandon = abandon_drain;
-	cs_mutex_lock(&ctx->admin);
-	parks = !is_established(ctx, save->heads);
-	if (parks)
-		cs_waitlist_add(&ctx->parked, &op->task.waiter);
-	cs_mutex_unlock(&ctx->admin);
-	return parks ? CS_PARK : CS_GO_ON;
+	return cs_ctx_await_established(ctx, epoch, &op->task.waiter) ? CS_PARK : CS_GO_ON;
 }
 
 /* ---- Begin and end --------------------------------------------------------------------------- */

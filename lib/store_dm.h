@@ -140,7 +140,8 @@ struct cs_dm {
 	struct cs_task task;            /* without a queue: a thread leads */
 	const struct cs_dm_waiting *me; /* of the thread; NULL: a chain leads */
 	enum cs_step (*step)(struct cs_dm *dm);
-	enum cs_step (*after)(struct cs_dm *dm); /* a flush, or zeroes */
+	enum cs_step (*after)(struct cs_dm *dm);   /* a flush, or zeroes */
+	enum cs_step (*durable)(struct cs_dm *dm); /* what was written */
 	struct cowsnap_io io;
 	int result; /* of the last request */
 	struct cs_dm_group group;
@@ -219,9 +220,10 @@ enum cs_step cs_dm_group_write(struct cs_dm *dm);
 /* Goes on with @next when the request has ended, with the result in dm->result. */
 enum cs_step cs_dm_request(struct cs_dm *dm, enum cowsnap_io_kind kind, void *buffer,
 	uint64_t offset, uint64_t length, enum cs_step (*next)(struct cs_dm *dm));
-/* The same with a flush, where the device needs one. It is for those too who queue until it
+/* Writes past the cache where the device can; else with a flush, for those too who queue until it
  * begins. */
-enum cs_step cs_dm_flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm));
+enum cs_step cs_dm_write_durable(struct cs_dm *dm, void *buffer, uint64_t offset, uint64_t length,
+	enum cs_step (*next)(struct cs_dm *dm));
 /* To hold the device. Returns: false: @waiter is woken when it may be free. */
 bool cs_dm_hold(struct cs_dm *dm, struct cs_waiter *waiter);
 /* For a thread that may sleep. Returns: 0; -EDEADLK (it would wait for a chain that it runs). */

@@ -282,7 +282,8 @@ static enum cs_step flush(struct cs_dm *dm, uint64_t number, enum cs_step (*next
 	return hold_for_flush(dm);
 }
 
-enum cs_step cs_dm_flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm))
+/* A flush that is for those too who queue until it begins. */
+static enum cs_step flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm))
 {
 	uint64_t number;
 
@@ -292,6 +293,23 @@ enum cs_step cs_dm_flush_late(struct cs_dm *dm, enum cs_step (*next)(struct cs_d
 	number = ++dm->flushes_begun;
 	cs_mutex_unlock(&dm->queue_lock);
 	return flush(dm, number, next);
+}
+
+static enum cs_step written(struct cs_dm *dm)
+{
+	if (dm->result || cs_dev_writes_through(dm->device))
+		return dm->durable(dm);
+	return flush_late(dm, dm->durable);
+}
+
+enum cs_step cs_dm_write_durable(struct cs_dm *dm, void *buffer, uint64_t offset, uint64_t length,
+	enum cs_step (*next)(struct cs_dm *dm))
+{
+	bool through = cs_dev_cached(dm->device) && cs_dev_writes_through(dm->device);
+
+	dm->durable = next;
+	return cs_dm_request(dm, through ? COWSNAP_IO_WRITE_DURABLE : COWSNAP_IO_WRITE, buffer,
+		offset, length, written);
 }
 
 /* ---- Records --------------------------------------------------------------------------------- */
@@ -363,7 +381,7 @@ static enum cs_step erased(struct cs_dm *dm)
 
 static enum cs_step rest_wiped(struct cs_dm *dm)
 {
-	return dm->result ? erased(dm) : cs_dm_flush_late(dm, erased);
+	return dm->result ? erased(dm) : flush_late(dm, erased);
 }
 
 static enum cs_step first_wiped(struct cs_dm *dm)
@@ -423,13 +441,6 @@ static enum cs_step recorded(struct cs_dm *dm)
 	return cs_dm_group_ended(dm);
 }
 
-static enum cs_step written(struct cs_dm *dm)
-{
-	if (dm->result || cs_dev_writes_through(dm->device))
-		return recorded(dm);
-	return cs_dm_flush_late(dm, recorded);
-}
-
 static enum cs_step write_records(struct cs_dm *dm)
 {
 	const struct cs_dm_group *group = &dm->group;
@@ -437,13 +448,12 @@ static enum cs_step write_records(struct cs_dm *dm)
 	uint64_t end = first + group->records * CS_FORMAT_DM_RECORD_BYTES;
 	uint64_t block = dm->block_bytes;
 	uint64_t from = first / block * block, to = (end + block - 1) / block * block;
-	bool through = cs_dev_cached(dm->device) && cs_dev_writes_through(dm->device);
 
 	if (dm->result)
 		return failed(dm);
 	encode_group(dm);
-	return cs_dm_request(dm, through ? COWSNAP_IO_WRITE_DURABLE : COWSNAP_IO_WRITE, dm->blocks,
-		cs_dm_area_offset(dm, group->area) + from, to - from, written);
+	return cs_dm_write_durable(
+		dm, dm->blocks, cs_dm_area_offset(dm, group->area) + from, to - from, recorded);
 }
 
 static enum cs_step make_data_durable(struct cs_dm *dm)

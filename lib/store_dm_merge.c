@@ -285,17 +285,8 @@ static enum cs_step put_back(struct cs_dm *dm)
 static enum cs_step write_tail(struct cs_dm *dm, enum cs_step (*next)(struct cs_dm *dm))
 {
 	const struct cs_dm_tail *tail = &dm->tail[0];
-	bool through = cs_dev_cached(dm->device) && cs_dev_writes_through(dm->device);
 
-	return cs_dm_request(dm, through ? COWSNAP_IO_WRITE_DURABLE : COWSNAP_IO_WRITE,
-		tail->blocks, tail->offset, tail->bytes, next);
-}
-
-static enum cs_step put_back_written(struct cs_dm *dm)
-{
-	if (dm->result || cs_dev_writes_through(dm->device))
-		return put_back(dm);
-	return cs_dm_flush_late(dm, put_back);
+	return cs_dm_write_durable(dm, tail->blocks, tail->offset, tail->bytes, next);
 }
 
 /* Those of the area of the new end: the others were not touched. */
@@ -319,7 +310,7 @@ static enum cs_step begin_to_put_back(struct cs_dm *dm)
 			slot += CS_FORMAT_DM_RECORD_BYTES;
 		}
 	}
-	return write_tail(dm, put_back_written);
+	return write_tail(dm, put_back);
 }
 
 static enum cs_step erased(struct cs_dm *dm)
@@ -327,19 +318,12 @@ static enum cs_step erased(struct cs_dm *dm)
 	return dm->result ? begin_to_put_back(dm) : shorten(dm);
 }
 
-static enum cs_step written(struct cs_dm *dm)
-{
-	if (dm->result || cs_dev_writes_through(dm->device))
-		return erased(dm);
-	return cs_dm_flush_late(dm, erased);
-}
-
 static enum cs_step erase(struct cs_dm *dm)
 {
 	const struct cs_dm_tail *tail = &dm->tail[0];
 
 	memset(tail->slots, 0, tail->bytes - (size_t)(tail->slots - tail->blocks));
-	return write_tail(dm, written);
+	return write_tail(dm, erased);
 }
 
 static enum cs_step check_and_erase(struct cs_dm *dm)

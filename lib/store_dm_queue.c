@@ -24,7 +24,8 @@
  *  Q1 While somebody leads, the queue changes at its end only, but by the leader.
  *  Q2 Commits with `flushes_seen` below `flushed` have their data durable.
  *  Q4 What is the leader's passes with `leading` under queue_lock, or with the wake of the heir. A
- *     chain leads only while a commit of its queue is in the store's queue.
+ *     chain leads only while a commit of its queue is in the store's queue, or a merge that runs in
+ *     its queue is answered.
  *  Q5 Who clears `gathering` wakes the leader's task, or is the leader.
  *
  * Locking: queue_lock, not over I/O. Waking is done without it, and is the last touch of a waiter.

@@ -283,13 +283,6 @@ static int plan(struct take *take)
 /* ---- Publish, drain, establish or withdraw --------------------------------------------------- */
 
 /* Returns: the writers who are to look again, to be woken without the lock. Under ctx->admin. */
-static struct cs_waiter *set_established(struct cowsnap_ctx *ctx, uint64_t epoch)
-{
-	/* Release: what the writers wait for; pairs with established. */
-	atomic_store_explicit(&ctx->established, epoch, memory_order_release);
-	return cs_waitlist_take(&ctx->parked);
-}
-
 static void establish(struct take *take)
 {
 	struct cs_waiter *parked;
@@ -310,7 +303,7 @@ static void establish(struct take *take)
 			end_plan(o);
 		}
 	}
-	parked = set_established(take->ctx, take->epoch);
+	parked = cs_ctx_establish(take->ctx, take->epoch);
 	cs_mutex_unlock(&take->ctx->admin);
 	cs_waiters_wake(parked);
 }
@@ -327,7 +320,7 @@ static void withdraw(struct take *take)
 	for (struct cowsnap_origin *o = take->origins; o; o = o->plan_next)
 		cs_gate_switch(&o->gate, o->old_slot, 0);
 	discard_plan(take);
-	parked = set_established(ctx, take->epoch + 1);
+	parked = cs_ctx_establish(ctx, take->epoch + 1);
 	cs_mutex_unlock(&ctx->admin);
 	cs_waiters_wake(parked);
 }

@@ -321,7 +321,7 @@ COWSNAP_API int cowsnap_merge_run(struct cowsnap_snapshot *snapshot, uint64_t ma
  * cowsnap_merge_run_async - the same without waiting, many runs side by side
  *
  * Where a queue's devices can be submitted to this is the fast form. A persistent store blocks
- * while it reads and erases records, and records the drop.
+ * while it records the drop, at the end.
  *
  * @queue: where it goes on; NULL: on a worker, if the context has them
  * Returns: COWSNAP_PENDING (@done will be called with 1, 0 or an error of cowsnap_merge_run(), or

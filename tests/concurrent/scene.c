@@ -107,6 +107,17 @@ int scene_write(struct scene *s, unsigned origin, uint64_t offset, uint64_t leng
 	return 0;
 }
 
+void *scene_write_on(void *scene)
+{
+	const uint64_t chunks = SCENE_BYTES / SCENE_CHUNK;
+
+	for (uint64_t i = 0; i < 3 * chunks; i++)
+		cr_assert_eq(
+			scene_write(scene, 0, i * 37 % chunks * SCENE_CHUNK + i, 100, (uint8_t)i),
+			0);
+	return NULL;
+}
+
 struct cowsnap_snapshot *scene_take(
 	struct scene *s, unsigned origin, unsigned store, enum cowsnap_loser on_full)
 {

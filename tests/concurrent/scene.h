@@ -83,6 +83,8 @@ void scene_close(struct scene *s);
 
 /* A whole bracket on this thread: length bytes of value. Returns what begin returned. */
 int scene_write(struct scene *s, unsigned origin, uint64_t offset, uint64_t length, uint8_t value);
+/* For a thread: brackets all over origin 0, some of them of parts of chunks. */
+void *scene_write_on(void *scene);
 struct cowsnap_snapshot *scene_take(
 	struct scene *s, unsigned origin, unsigned store, enum cowsnap_loser on_full);
 void scene_drop(struct cowsnap_snapshot *snapshot);

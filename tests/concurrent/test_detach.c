@@ -246,16 +246,6 @@ Test(detach, during_a_take_that_is_withdrawn)
 	detach_during_a_drain(200000000);
 }
 
-static void *write_on(void *user)
-{
-	struct scene *s = user;
-
-	for (uint64_t i = 0; i < 3 * CHUNKS; i++)
-		cr_assert_eq(
-			scene_write(s, 0, i * 37 % CHUNKS * SCENE_CHUNK + i, 100, (uint8_t)i), 0);
-	return NULL;
-}
-
 Test(detach, beside_writers_takes_and_drops)
 {
 	struct cowsnap_snapshot *other;
@@ -267,7 +257,7 @@ Test(detach, beside_writers_takes_and_drops)
 	for (int round = 0; round < 5; round++) {
 		cr_assert_eq(scene_write(&s, 0, 0, SCENE_BYTES, SCENE_BLANK), 0);
 		d.snapshot = take(&s);
-		cr_assert_eq(pthread_create(&writer, NULL, write_on, &s), 0);
+		cr_assert_eq(pthread_create(&writer, NULL, scene_write_on, &s), 0);
 		cr_assert_eq(pthread_create(&detacher, NULL, detach_all, &d), 0);
 		for (int i = 0; i < 4; i++) {
 			other = take(&s);

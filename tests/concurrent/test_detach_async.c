@@ -345,16 +345,6 @@ Test(detach_async, dropped_while_it_is_held_back)
 	stage_close(&t);
 }
 
-static void *write_on(void *user)
-{
-	struct scene *s = user;
-
-	for (uint64_t i = 0; i < 3 * CHUNKS; i++)
-		cr_assert_eq(
-			scene_write(s, 0, i * 37 % CHUNKS * SCENE_CHUNK + i, 100, (uint8_t)i), 0);
-	return NULL;
-}
-
 Test(detach_async, beside_writers_takes_and_drops)
 {
 	for (unsigned round = 0; round < 6; round++) {
@@ -365,7 +355,7 @@ Test(detach_async, beside_writers_takes_and_drops)
 		struct stage t;
 
 		stage_open(&t, &options);
-		cr_assert_eq(pthread_create(&writer, NULL, write_on, &t.s), 0);
+		cr_assert_eq(pthread_create(&writer, NULL, scene_write_on, &t.s), 0);
 		cr_assert_eq(start(&t, ALL), COWSNAP_PENDING);
 		for (int i = 0; i < 4; i++) {
 			struct cowsnap_take_entry entry = {
