@@ -120,11 +120,9 @@ static void adapt(struct cs_moving *moving)
 	uint64_t copies_ns = moving->arrived_ns - moving->began_ns;
 	uint64_t rest_ns = cs_monotonic_ns() - moving->arrived_ns;
 
-	if (cs_copier_is_throttled(cs_moving_copier(moving)))
-		m->batch_bytes = BATCH_BYTES_MIN;
-	else if (bytes < m->batch_bytes / 2)
+	if (bytes <= m->batch_bytes / 2)
 		return;
-	else if (rest_ns > copies_ns / GROW_PART && m->batch_bytes < BATCH_BYTES_MAX)
+	if (rest_ns > copies_ns / GROW_PART && m->batch_bytes < BATCH_BYTES_MAX)
 		m->batch_bytes *= 2;
 	else if (rest_ns < copies_ns / SHRINK_PART && m->batch_bytes > BATCH_BYTES_MIN)
 		m->batch_bytes /= 2;
@@ -376,7 +374,9 @@ static void look(struct cs_moving *moving, uint64_t skip)
 {
 	struct cowsnap_store *store = cs_moving_store(moving);
 	struct cs_merge *m = moving->merge;
-	uint64_t bytes = moving->left < m->batch_bytes ? moving->left : m->batch_bytes;
+	bool throttled = cs_copier_is_throttled(cs_moving_copier(moving));
+	uint64_t longest = throttled ? BATCH_BYTES_MIN : m->batch_bytes;
+	uint64_t bytes = moving->left < longest ? moving->left : longest;
 	uint64_t chunks = bytes >> cs_merge_shift(m);
 	bool few = !moving->alone || (store->flags & COWSNAP_STORE_ZEROES);
 
